@@ -1,0 +1,1 @@
+"""The command line: the Python API's verbs, one command each."""

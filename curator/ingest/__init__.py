@@ -1,0 +1,6 @@
+"""Ingest: rows of real files become segments of the store."""
+
+from curator.ingest.report import IngestReport, OnProgress, Progress
+from curator.ingest.run import IngestOptions, ingest
+
+__all__ = ["IngestOptions", "IngestReport", "OnProgress", "Progress", "ingest"]

@@ -1,0 +1,188 @@
+"""Rows to new samples: what the store already has is recognised before anything is tokenised.
+
+Rows come in portions, so that the database is asked once for many; order is kept throughout.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from curator.errors import UsageError
+from curator.ingest.report import IngestReport
+from curator.metadata.commits import RowNumbers, update_sample
+from curator.metadata.samples import by_hash, keys_taken
+from curator.models import Encoder
+from curator.sources import content_hash, read_rows, to_sample
+from curator.sources.excerpt import excerpt_of
+from curator.types import BadRow, EncodedSample, Fields, Row, Sample
+
+__all__ = ["Intake", "NewSample", "portions", "read_samples", "require_usable"]
+
+_PORTION, _PORTION_CHARACTERS = 512, 4_000_000
+_PEEK = 1_000
+Item = TypeVar("Item", bound=Sample | BadRow)
+
+
+@dataclass(frozen=True)
+class NewSample:
+    """A sample that the store does not have, ready for the model."""
+
+    sample: Sample
+    encoded: EncodedSample
+    content_hash: bytes
+    row: int  # the dataset's row number
+    key: str
+
+
+def read_samples(paths: Sequence[Path], fields: Fields) -> Iterator[Sample | BadRow]:
+    """The samples and bad rows of all files, in order."""
+    for path in paths:
+        for row in read_rows(path):
+            yield to_sample(row, fields) if isinstance(row, Row) else row
+
+
+def require_usable(paths: Sequence[Path], fields: Fields) -> None:
+    """Raises UsageError when none of the first rows is usable: a wrong column, not some bad rows."""
+    first = list(itertools.islice(read_samples(paths, fields), _PEEK))
+    if not first:
+        raise UsageError(f"no rows in {paths[0]}" + (f" and {len(paths) - 1} more files" if len(paths) > 1 else ""))
+    bad = [item for item in first if isinstance(item, BadRow)]
+    if len(bad) == len(first):
+        reasons = [item.reason for item in bad]
+        most = max(set(reasons), key=reasons.count)
+        raise UsageError(
+            f"none of the first {len(first):,} rows of {paths[0].name} is usable: {most}; "
+            "choose columns with --text-field, or --prompt-field and --response-field"
+        )
+    if fields.label is not None and all(isinstance(item, BadRow) or item.label is None for item in first):
+        raise UsageError(
+            f"none of the first {len(first):,} rows of {paths[0].name} has a label in {fields.label!r}; "
+            "correct --label-field, or leave it out"
+        )
+
+
+@dataclass
+class Intake:
+    """Sorts rows into new, present, duplicate, deleted and bad, and counts each in the report."""
+
+    session: Session
+    encoder: Encoder
+    numbers: RowNumbers
+    report: IngestReport
+    dataset: str
+    has_label: bool  # whether a label column was chosen; if not, the labels of known samples stay
+    first_new_id: int  # the samples of this run have ids from here on
+    _pending_hashes: set[bytes] = field(default_factory=set)  # of samples that are not committed yet
+    _pending_keys: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._is_met = np.zeros(self.first_new_id, dtype=bool)  # by id: known samples that a row of this run was
+
+    def new_samples(self, items: Iterable[Sample | BadRow]) -> Iterator[list[NewSample]]:
+        """The new samples of each portion of rows; bad rows are remembered for the next commit."""
+        for portion in portions(items):
+            yield self._sort(portion)
+
+    def committed(self, samples: Iterable[NewSample]) -> None:
+        """These are in the database now (or in quarantine) and need not be remembered here."""
+        for new in samples:
+            self._pending_hashes.discard(new.content_hash)
+            self._pending_keys.discard(new.key)
+
+    def quarantine(self, source: str, row: int, reason: str, excerpt: str = "") -> None:
+        """Sets a row aside with its reason."""
+        self.numbers.bad.append(BadRow(source, row, reason, excerpt_of(excerpt)))
+        self.report.quarantined += 1
+        general = reason.split(":")[0]
+        self.report.reasons[general] = self.report.reasons.get(general, 0) + 1
+
+    def _sort(self, portion: Sequence[Sample | BadRow]) -> list[NewSample]:
+        numbers = [self.numbers.number(item.source, item.row) for item in portion]
+        self.report.rows += len(portion)
+        samples = []
+        for item, number in zip(portion, numbers, strict=True):
+            if isinstance(item, BadRow):
+                self.quarantine(item.source, item.row, item.reason, item.excerpt)
+            else:
+                samples.append((item, number, content_hash(item)))
+        return self._settle_keys(self._encode(self._drop_known(samples)))
+
+    def _drop_known(self, samples: list[tuple[Sample, int, bytes]]) -> list[tuple[Sample, int, bytes]]:
+        held = by_hash(self.session, self.numbers.space_id, self.numbers.dataset_id, [h for _, _, h in samples])
+        unknown = []
+        for sample, number, digest in samples:
+            known = held.get(digest)
+            if known is None:
+                if digest in self._pending_hashes:
+                    self.report.duplicates += 1
+                else:
+                    self._pending_hashes.add(digest)
+                    unknown.append((sample, number, digest))
+            elif known.deleted_at is not None:
+                self.report.deleted += 1
+            elif known.id >= self.first_new_id or self._is_met[known.id]:
+                self.report.duplicates += 1
+            else:
+                self._is_met[known.id] = True
+                self.report.present += 1
+                label = sample.label if self.has_label else known.label
+                if (known.label, known.meta) != (label, sample.meta):
+                    update_sample(self.session, known.id, label, sample.meta)
+                    self.report.updated += 1
+        return unknown
+
+    def _encode(self, samples: list[tuple[Sample, int, bytes]]) -> list[NewSample]:
+        new = []
+        encoded = self.encoder.encode([sample for sample, _, _ in samples])
+        for (sample, number, digest), result in zip(samples, encoded, strict=True):
+            if isinstance(result, str):
+                self._pending_hashes.discard(digest)
+                self.quarantine(sample.source, sample.row, result, sample.full_text)
+                continue
+            key = sample.key if sample.key is not None else f"{self.dataset}:{number}"
+            new.append(NewSample(sample, result, digest, number, key))
+        return new
+
+    def _settle_keys(self, samples: list[NewSample]) -> list[NewSample]:
+        """A key names one live sample: another one with the user's key is refused, one without gets a fresh number."""
+        keys = [new.key for new in samples]
+        taken = keys_taken(self.session, self.numbers.space_id, self.numbers.dataset_id, keys)
+        kept = []
+        for new in samples:
+            if new.key in taken or new.key in self._pending_keys:
+                if new.sample.key is not None:
+                    self._refuse_key(new)
+                    continue
+                # The row's number was another row's before: rows were inserted above it, or its text has changed.
+                number = self.numbers.fresh()
+                new = replace(new, row=number, key=f"{self.dataset}:{number}")
+            self._pending_keys.add(new.key)
+            kept.append(new)
+        return kept
+
+    def _refuse_key(self, new: NewSample) -> None:
+        self._pending_hashes.discard(new.content_hash)
+        reason = (
+            f"key taken: {new.key!r} is another sample of dataset {self.dataset}; "
+            "delete that one first, or choose another --id-field"
+        )
+        self.quarantine(new.sample.source, new.sample.row, reason, new.sample.full_text)
+
+
+def portions(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Runs of up to 512 items and 4 million characters: what is tokenised, and looked up, at once."""
+    portion: list[Item] = []
+    characters = 0
+    for item in items:
+        portion.append(item)
+        characters += len(item.full_text) if isinstance(item, Sample) else 0
+        if len(portion) == _PORTION or characters >= _PORTION_CHARACTERS:
+            yield portion
+            portion, characters = [], 0
+    if portion:
+        yield portion

@@ -1,0 +1,1 @@
+"""What the store knows: schema, database, filters and the one commit point."""

@@ -1,0 +1,106 @@
+"""The database of a store: engine, connection settings and schema revisions.
+
+SQLite by default (WAL, synchronous=FULL: an acknowledged commit survives power loss), PostgreSQL by URL.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from curator.errors import CuratorError, NotFoundError, UsageError
+from curator.metadata.tables import Base
+
+__all__ = ["check_schema", "connect", "current_revision", "head_revision", "require_current", "upgrade"]
+
+
+def connect(url: str | sa.URL) -> sa.Engine:
+    """An engine for a database URL. Nothing is created or changed."""
+    try:
+        engine = sa.create_engine(url)
+    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        raise UsageError(
+            f"the database URL cannot be used ({type(error).__name__}); for PostgreSQL: "
+            "pip install 'forvalue-curator[postgres]' and postgresql+psycopg://user@host/name"
+        ) from error  # never the URL itself: it may hold a password
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {setting}")
+    cursor.close()
+
+
+def _config() -> Config:
+    """Alembic's configuration; the revisions lie inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_migrations", package.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            config = Config()
+            config.set_main_option("script_location", str(folder).replace("%", "%%"))
+            return config
+    raise CuratorError(f"the migrations are missing beside {package}; install forvalue-curator again")
+
+
+def head_revision() -> str:
+    """The newest revision that this version of the package knows."""
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+def current_revision(engine: sa.Engine) -> str | None:
+    """The revision of a database; None for an empty one. Raises CuratorError where it cannot be opened."""
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except sa.exc.DBAPIError as error:
+        raise CuratorError(f"the database {engine.url!r} cannot be opened: {error.orig}") from error
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Creates or migrates the schema to the newest revision, in one transaction."""
+    _refuse_newer(current_revision(engine))
+    config = _config()
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # pysqlite begins no transaction before DDL by itself
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def require_current(engine: sa.Engine) -> None:
+    """Raises when the schema is older or newer than this version of the package."""
+    found = current_revision(engine)
+    if found is None:
+        raise NotFoundError(f"the database {engine.url!r} holds no store")
+    if found != head_revision():
+        _refuse_newer(found)
+        raise CuratorError(f"the store's schema {found} is older than {head_revision()}; run: curator db upgrade")
+
+
+def _refuse_newer(found: str | None) -> None:
+    if found is None:
+        return
+    try:
+        ScriptDirectory.from_config(_config()).get_revision(found)
+    except CommandError as error:
+        raise CuratorError(
+            f"the store's schema {found} is newer than this version of curator knows (up to {head_revision()}); "
+            "upgrade forvalue-curator"
+        ) from error
+
+
+def check_schema(engine: sa.Engine) -> list[str]:
+    """Differences between the database and the tables in code, as Alembic would generate them; empty when in step."""
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return [str(difference) for difference in compare_metadata(context, Base.metadata)]

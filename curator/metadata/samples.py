@@ -1,0 +1,195 @@
+"""Samples by hash, key, id and filter."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, aliased
+
+from curator.metadata.tables import Dataset, Sample
+from curator.metadata.where import compile_where, field_names
+from curator.metadata.where_meta import is_absent
+
+__all__ = [
+    "COLUMNS",
+    "by_hash",
+    "count_elsewhere",
+    "delete_where",
+    "deleted_ids",
+    "has_deleted",
+    "keys_between",
+    "keys_taken",
+    "live_ids",
+    "restore_where",
+    "rows_by_id",
+    "rows_changed",
+]
+
+# What --where can name. Everything else is looked up in the metadata.
+_C = Sample.__table__.c
+COLUMNS: dict[str, sa.ColumnElement[Any]] = {
+    "id": _C.id,
+    "key": _C.key,
+    "dataset": Dataset.__table__.c.name,
+    "row": _C.row,
+    "label": _C.label,
+    "text": sa.func.coalesce(_C.text, _C.prompt + _C.response, type_=sa.Text()),
+    "prompt": _C.prompt,
+    "response": _C.response,
+    "num_tokens": _C.num_tokens,
+    "num_counted": _C.num_counted,
+    "is_truncated": _C.is_truncated,
+    "norm": _C.norm,
+    "captured": _C.captured,
+    "loss": _C.loss,
+}
+_FEW = 500  # SQLite's default limit of bound values is 32,766; small lists keep statements cached
+
+
+def _in_portions(values: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (values[start : start + _FEW] for start in range(0, len(values), _FEW))
+
+
+def by_hash(session: Session, space_id: int, dataset_id: int, hashes: Sequence[bytes]) -> dict[bytes, sa.Row[Any]]:
+    """Those of the hashes that the dataset already holds, deleted ones included: id, row, label, meta, deleted_at."""
+    columns = (Sample.content_hash, Sample.id, Sample.row, Sample.label, Sample.meta, Sample.deleted_at)
+    return {
+        row.content_hash: row
+        for some in _in_portions(hashes)
+        for row in session.execute(
+            sa.select(*columns).where(
+                Sample.space_id == space_id, Sample.dataset_id == dataset_id, Sample.content_hash.in_(some)
+            )
+        )
+    }
+
+
+def keys_taken(session: Session, space_id: int, dataset_id: int, keys: Sequence[str]) -> set[str]:
+    """Those of the keys that live samples of the dataset already bear."""
+    return {
+        key
+        for some in _in_portions(keys)
+        for key in session.scalars(
+            sa.select(Sample.key).where(
+                Sample.space_id == space_id,
+                Sample.dataset_id == dataset_id,
+                Sample.key.in_(some),
+                Sample.deleted_at.is_(None),
+            )
+        )
+    }
+
+
+def rows_by_id(session: Session, ids: Sequence[int]) -> dict[int, tuple[Sample, str]]:
+    """(Sample, dataset name) of each id."""
+    return {
+        row[0].id: (row[0], row[1])
+        for some in _in_portions(ids)
+        for row in session.execute(
+            sa.select(Sample, Dataset.name).join(Dataset, Sample.dataset_id == Dataset.id).where(Sample.id.in_(some))
+        )
+    }
+
+
+def keys_between(session: Session, space_id: int, first: int, last: int) -> dict[int, str]:
+    """The keys of a space's samples with ids in [first, last], deleted ones included."""
+    rows = session.execute(
+        sa.select(Sample.id, Sample.key).where(Sample.space_id == space_id, Sample.id.between(first, last))
+    )
+    return {row.id: row.key for row in rows}
+
+
+def live_ids(session: Session, space_id: int, where: str | None = None) -> np.ndarray:
+    """Ids of the samples that are not deleted and match the filter: int64, ascending."""
+    query = (
+        sa.select(Sample.id)
+        .join(Dataset, Sample.dataset_id == Dataset.id)
+        .where(Sample.space_id == space_id, Sample.deleted_at.is_(None))
+        .order_by(Sample.id)
+    )
+    if where is not None:
+        query = query.where(_condition(session, where))
+    return np.fromiter(session.scalars(query), dtype=np.int64)
+
+
+def deleted_ids(session: Session, space_id: int) -> np.ndarray:
+    """Ids of deleted samples whose vectors are still in a segment: int64, ascending."""
+    query = sa.select(Sample.id).where(
+        Sample.space_id == space_id, Sample.deleted_at.is_not(None), Sample.segment_id.is_not(None)
+    )
+    return np.fromiter(session.scalars(query.order_by(Sample.id)), dtype=np.int64)
+
+
+def has_deleted(session: Session, segment_id: int) -> bool:
+    """Whether a segment holds vectors of deleted samples."""
+    query = sa.select(Sample.id).where(Sample.segment_id == segment_id, Sample.deleted_at.is_not(None)).limit(1)
+    return session.scalars(query).first() is not None
+
+
+def count_elsewhere(session: Session, space_id: int) -> int:
+    """Samples in the store's other spaces, not deleted."""
+    query = sa.select(sa.func.count(Sample.id)).where(Sample.space_id != space_id, Sample.deleted_at.is_(None))
+    return session.scalar(query) or 0
+
+
+def delete_where(session: Session, where: str) -> int:
+    """Marks matching samples as deleted in every space; returns how many."""
+    return _mark(session, where, Sample.deleted_at.is_(None), datetime.now(UTC))
+
+
+def restore_where(session: Session, where: str) -> dict[str, int]:
+    """Takes back deletes: {"restored", "to_ingest_again", "key_taken"}.
+
+    Compacted samples are forgotten, so that the next ingest of their source adds them. A sample whose key another one
+    bears by now stays deleted.
+    """
+    other = aliased(Sample)
+    is_taken = (
+        sa.exists()
+        .where(other.space_id == Sample.space_id, other.dataset_id == Sample.dataset_id, other.key == Sample.key)
+        .where(other.deleted_at.is_(None))
+    )
+    is_deleted = Sample.deleted_at.is_not(None)
+    gone = _chosen(session, where, sa.and_(is_deleted, Sample.segment_id.is_(None)))
+    forgotten = rows_changed(session, sa.delete(Sample).where(Sample.id.in_(gone)))
+    taken = session.scalar(
+        sa.select(sa.func.count()).select_from(_chosen(session, where, is_deleted & is_taken).subquery())
+    )
+    restored = _mark(session, where, sa.and_(is_deleted, sa.not_(is_taken)), None)
+    return {"restored": restored, "to_ingest_again": forgotten, "key_taken": taken or 0}
+
+
+def _mark(session: Session, where: str, state: sa.ColumnElement[bool], deleted_at: datetime | None) -> int:
+    statement = sa.update(Sample).where(Sample.id.in_(_chosen(session, where, state)))
+    return rows_changed(session, statement.values(deleted_at=deleted_at))
+
+
+def rows_changed(session: Session, statement: sa.Update | sa.Delete) -> int:
+    """Runs an update or delete in the database, past the objects in memory; returns the number of rows."""
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    assert isinstance(result, sa.CursorResult)
+    return result.rowcount
+
+
+def _chosen(session: Session, where: str, state: sa.ColumnElement[bool]) -> sa.Select[int]:
+    return sa.select(Sample.id).join(Dataset).where(state, _condition(session, where))
+
+
+def _condition(session: Session, where: str) -> sa.ColumnElement[bool]:
+    known = _meta_fields(session)
+    # A field that only few samples have is not among those: ask for each name that the filter uses.
+    for name in field_names(where) - known - COLUMNS.keys():
+        if session.scalars(sa.select(Sample.id).where(sa.not_(is_absent(_C.meta, name))).limit(1)).first() is not None:
+            known.add(name)
+    return compile_where(where, COLUMNS, _C.meta, known)
+
+
+def _meta_fields(session: Session) -> set[str]:
+    """Metadata names of the corpus, from up to 1,000 samples of each dataset."""
+    names: set[str] = set()
+    for dataset_id in session.scalars(sa.select(Dataset.id)):
+        for meta in session.scalars(sa.select(Sample.meta).where(Sample.dataset_id == dataset_id).limit(1000)):
+            names.update(meta)
+    return names

@@ -1,0 +1,176 @@
+"""The schema: what the store knows about spaces, datasets, samples, segments and quarantined rows.
+
+Changes go through a revision in migrations/; `curator db check` compares the two. Times are UTC.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = [
+    "NEXT_SAMPLE_ID",
+    "STORE_ID",
+    "Base",
+    "Counter",
+    "Dataset",
+    "Extent",
+    "Quarantined",
+    "Sample",
+    "Segment",
+    "Space",
+]
+
+
+# The names in `counters`.
+NEXT_SAMPLE_ID = "next_sample_id"
+STORE_ID = "store_id"  # no count, but what ties a database to its store's directory
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """A time in UTC; SQLite keeps no time zone, so it is put back on reading."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Aware to naive UTC."""
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Naive UTC to aware."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+# SQLite counts rowids only in a column of type INTEGER.
+_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    """All tables. Constraints are named, or no migration could drop them."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: sa.JSON, list[dict[str, Any]]: sa.JSON, datetime: UtcDateTime}  # noqa: RUF012
+
+
+class Counter(Base):
+    """Numbers that only grow, so that a sample's id is never given twice, deletes and compaction included."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(sa.String(50), primary_key=True)
+    value: Mapped[int] = mapped_column(sa.BigInteger)
+
+
+class Space(Base):
+    """Model, tokenizer, positions, length, dtype and projection: values are comparable inside one space only."""
+
+    __tablename__ = "spaces"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    recipe_hash: Mapped[str] = mapped_column(sa.String(64), index=True)  # everything but the projection
+    recipe: Mapped[dict[str, Any]]
+    model: Mapped[str] = mapped_column(sa.Text)  # where it was loaded from: a hub name or a directory
+    revision: Mapped[str | None] = mapped_column(sa.Text)
+    model_files: Mapped[dict[str, Any]]
+    projection_sha256: Mapped[str] = mapped_column(sa.String(64))
+    projection_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    projection: Mapped[dict[str, Any]]  # ranks and how it was fitted
+    created_at: Mapped[datetime]
+
+
+class Dataset(Base):
+    """A named set of samples that grows. `next_row` numbers the rows of its sources in the order of their coming."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(200), unique=True)
+    next_row: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    created_at: Mapped[datetime]
+
+
+class Extent(Base):
+    """Rows [source_row, source_row + num_rows) of a source file are rows [first_row, ...) of the dataset."""
+
+    __tablename__ = "extents"
+    __table_args__ = (sa.UniqueConstraint("dataset_id", "source", "source_row"),)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    dataset_id: Mapped[int] = mapped_column(sa.ForeignKey("datasets.id"))
+    source: Mapped[str] = mapped_column(sa.Text)
+    source_row: Mapped[int] = mapped_column(sa.BigInteger)
+    first_row: Mapped[int] = mapped_column(sa.BigInteger)
+    num_rows: Mapped[int] = mapped_column(sa.BigInteger)
+
+
+class Segment(Base):
+    """An immutable directory of sketches and factors; it exists for the store from the moment this row is committed."""
+
+    __tablename__ = "segments"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    space_id: Mapped[int] = mapped_column(sa.ForeignKey("spaces.id"), index=True)
+    name: Mapped[str] = mapped_column(sa.String(100), unique=True)
+    first_sample_id: Mapped[int] = mapped_column(sa.BigInteger)
+    num_samples: Mapped[int] = mapped_column(sa.BigInteger)
+    num_tokens: Mapped[int] = mapped_column(sa.BigInteger)
+    files: Mapped[list[dict[str, Any]]]  # name, sha256, num_bytes
+    created_at: Mapped[datetime]
+
+
+class Sample(Base):
+    """One training item. A deleted one keeps its row, so that ingesting its source again does not bring it back."""
+
+    __tablename__ = "samples"
+    __table_args__ = (
+        sa.UniqueConstraint("space_id", "dataset_id", "content_hash"),
+        sa.Index(None, "dataset_id", "key"),
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=False)
+    space_id: Mapped[int] = mapped_column(sa.ForeignKey("spaces.id"))
+    dataset_id: Mapped[int] = mapped_column(sa.ForeignKey("datasets.id"))
+    segment_id: Mapped[int | None] = mapped_column(sa.ForeignKey("segments.id"), index=True)  # none: compacted away
+    content_hash: Mapped[bytes] = mapped_column(sa.LargeBinary(16))
+    row: Mapped[int] = mapped_column(sa.BigInteger)
+    key: Mapped[str] = mapped_column(sa.Text)
+    has_own_key: Mapped[bool]
+    label: Mapped[str | None] = mapped_column(sa.Text, index=True)
+    text: Mapped[str | None] = mapped_column(sa.Text)
+    prompt: Mapped[str | None] = mapped_column(sa.Text)
+    response: Mapped[str | None] = mapped_column(sa.Text)
+    meta: Mapped[dict[str, Any]]
+    num_tokens: Mapped[int]
+    num_counted: Mapped[int]
+    is_truncated: Mapped[bool]
+    norm: Mapped[float]
+    captured: Mapped[float]  # share of ||G||^2 inside the sketch
+    loss: Mapped[float]
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
+
+
+class Quarantined(Base):
+    """A row that could not become a sample, with the reason; gone when its source is ingested again without fault."""
+
+    __tablename__ = "quarantined"
+    __table_args__ = (sa.UniqueConstraint("space_id", "dataset_id", "source", "row"),)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    space_id: Mapped[int] = mapped_column(sa.ForeignKey("spaces.id"))
+    dataset_id: Mapped[int] = mapped_column(sa.ForeignKey("datasets.id"))
+    source: Mapped[str] = mapped_column(sa.Text)
+    row: Mapped[int] = mapped_column(sa.BigInteger)
+    reason: Mapped[str] = mapped_column(sa.Text)
+    excerpt: Mapped[str] = mapped_column(sa.Text)
+    created_at: Mapped[datetime]

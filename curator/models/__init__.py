@@ -1,0 +1,23 @@
+"""Models and tokenizers: samples to token ids, token ids to last hidden states and prediction errors."""
+
+from curator.models.batches import make_batches
+from curator.models.causal_lm import CausalLM, CountedHidden, check_tokenizer, load_tokenizer, locate, pick_device
+from curator.models.encode import Encoder, OnLong, Positions
+from curator.models.fingerprint import FileStamp, hash_model_files
+from curator.models.head import Head
+
+__all__ = [
+    "CausalLM",
+    "CountedHidden",
+    "Encoder",
+    "FileStamp",
+    "Head",
+    "OnLong",
+    "Positions",
+    "check_tokenizer",
+    "hash_model_files",
+    "load_tokenizer",
+    "locate",
+    "make_batches",
+    "pick_device",
+]

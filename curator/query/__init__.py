@@ -1,0 +1,23 @@
+"""Queries: what to value against, the answer, and the value of every sample."""
+
+from curator.query.answer import Answering, QueryOptions
+from curator.query.inputs import Query, QueryInput, read_queries
+from curator.query.question import Asked, Question, parts_of
+from curator.query.results import How, QueryResult, ScoredSample, TokenValue
+from curator.query.values import value_rows
+
+__all__ = [
+    "Answering",
+    "Asked",
+    "How",
+    "Query",
+    "QueryInput",
+    "QueryOptions",
+    "QueryResult",
+    "Question",
+    "ScoredSample",
+    "TokenValue",
+    "parts_of",
+    "read_queries",
+    "value_rows",
+]

@@ -1,0 +1,311 @@
+"""Answers a query: search the index at both ends, rescore the candidates, say how it was done.
+
+No training sample passes through the model, unless the exact tier is asked for, and then only the candidates.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sqlalchemy.orm import Session
+
+from curator.errors import CuratorError, EmptyQueryError, IntegrityError, UsageError
+from curator.metadata.samples import count_elsewhere, deleted_ids, live_ids, rows_by_id
+from curator.metadata.tables import Space
+from curator.models import CausalLM, CountedHidden, Encoder
+from curator.query.inputs import Query
+from curator.query.results import How, QueryResult, ScoredSample, TokenValue
+from curator.store import Store
+from curator.types import EncodedSample, Sample
+from curator.value import (
+    DEFAULT_DAMPING,
+    METHODS,
+    Forward,
+    Method,
+    PreparedQuery,
+    QueryGradient,
+    prepare,
+    represent,
+)
+from curator.value.represent import MAX_ELEMENTS
+from index.factors import QuantizedFactors, token_values
+from index.faiss_index import FaissIndex
+from index.projection import Projection
+from index.scan import RowScale, row_factors, scan
+from index.segment import Segment
+
+__all__ = ["Answering", "QueryOptions"]
+
+_ALL_VALUES_UP_TO = 100_000  # above, percentiles come from a random part of the corpus
+_SAMPLED_VALUES = 20_000
+_LOW_CAPTURED = 0.5
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """How to answer."""
+
+    top: int = 10
+    harmful: int = 10
+    where: str | None = None
+    method: Method = "raw"
+    damping: float = DEFAULT_DAMPING
+    rerank: int = 100  # candidates at each end that are rescored from their factors; 0: none
+    exact: bool = False  # rescore the candidates by running them through the model
+    tokens: bool = False  # split the value of each item over its tokens
+
+    def __post_init__(self) -> None:
+        for name in ("top", "harmful", "rerank"):
+            value = getattr(self, name)
+            if not 0 <= value <= 10_000:
+                raise UsageError(f"--{name} must be 0 to 10,000, got {value}; for the whole corpus use: curator values")
+        if self.method not in METHODS:
+            raise UsageError(f"method {self.method!r} is not known; use one of {', '.join(METHODS)}")
+        if not 0 < self.damping < float("inf"):
+            raise UsageError(f"damping must be above 0 and finite, got {self.damping:g}")
+
+
+class Answering:
+    """Everything that queries of one space share: model, projection, segments, index. Built once, asked often."""
+
+    def __init__(self, store: Store, session: Session, space: Space, lm: CausalLM, encoder: Encoder):
+        self.store, self.session, self.space, self.lm, self.encoder = store, session, space, lm, encoder
+        self.projection: Projection = store.projection(space).to(lm.device)
+        self.segments = store.segments(session, space.id)
+        self.deleted = deleted_ids(session, space.id)
+        self.num_live = sum(segment.num_samples for segment in self.segments) - len(self.deleted)
+        self.num_elsewhere = count_elsewhere(session, space.id)
+        self.forward = Forward(lm)
+        self._first_ids = np.array([s.ids[0] for s in self.segments if s.num_samples], dtype=np.int64)
+        self._indexes: dict[str, FaissIndex] = {}
+
+    def prepare(self, query: Query, method: Method, damping: float) -> tuple[PreparedQuery, dict[str, Any]]:
+        """The query's gradient under a method, and what the answer says about the query."""
+        results = self.encoder.encode(query.samples)
+        encoded = [item for item in results if isinstance(item, EncodedSample)]
+        problems = [bad.reason for bad in query.skipped] + [item for item in results if isinstance(item, str)]
+        if not encoded:
+            raise EmptyQueryError(f"the query has no counted token: {problems[-1]}")
+        gradient = QueryGradient(self.lm.head)
+        for batch in self.forward.hidden(encoded):
+            gradient.add(batch)
+        too_large = len(encoded) - gradient.num_samples
+        if too_large:
+            problems += ["out of memory: a sample does not fit alone"] * too_large
+        if not gradient.num_samples:
+            raise EmptyQueryError(f"no sample of the query can be run: {problems[-1]}")
+        prepared = prepare(gradient.mean(), self.projection, method, damping)
+        description = {
+            **query.description,
+            "num_samples": gradient.num_samples,
+            "num_tokens": gradient.num_tokens,
+            "num_skipped": len(problems),
+            "num_truncated": sum(sample.is_truncated for sample in encoded),
+        }
+        return prepared, description
+
+    def answer(self, query: Query, options: QueryOptions) -> QueryResult:
+        """The most helpful and most harmful samples for a query."""
+        started = time.perf_counter()
+        prepared, description = self.prepare(query, options.method, options.damping)
+        allowed = None if options.where is None else live_ids(self.session, self.space.id, options.where)
+        values, found_by = self._search(prepared, options, allowed)
+        if options.exact:
+            values = self._exact(prepared, list(values))
+        distribution, percentiles = self._distribution(prepared)
+        ends = (
+            sorted(values.items(), key=lambda item: (-item[1], item[0]))[: options.top],
+            sorted(values.items(), key=lambda item: (item[1], item[0]))[: options.harmful],
+        )
+        helpful, harmful = (self._items(end, distribution, prepared, options) for end in ends)
+        how = How(
+            space=self.space.fingerprint,
+            method=options.method,
+            damping=options.damping if options.method == "preconditioned" else None,
+            tier="exact" if options.exact else "factors" if options.rerank else "sketch",
+            candidates=len(values) if options.exact or options.rerank else 0,
+            index=found_by,
+            num_samples=self.num_live,
+            num_eligible=self.num_live if allowed is None else len(allowed),
+            where=options.where,
+            captured=prepared.captured,
+            percentiles=percentiles,
+            seconds=time.perf_counter() - started,
+        )
+        return QueryResult(description, helpful, harmful, how, self._notes(query, description, how))
+
+    def _search(
+        self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None
+    ) -> tuple[dict[int, float], dict[str, Any]]:
+        """Candidates of both ends with their values: from factors, or of the sketch where rerank is 0."""
+        depth = max(options.top, options.harmful, options.rerank)
+        if not self.segments:
+            return {}, {"type": "none", "shards": 0, "rows": 0, "bytes": 0}
+        index = self._index(_row_scale(prepared))
+        both_ends = np.stack([prepared.search, -prepared.search])
+        ids_QK, scores_QK = index.search(both_ends, depth, allowed=allowed, excluded=self.deleted)
+        values = {
+            int(id_): float(sign * score)
+            for ids, scores, sign in zip(ids_QK, scores_QK, (1, -1), strict=True)
+            for id_, score in zip(ids, scores, strict=True)
+            if id_ >= 0
+        }
+        if options.rerank and not options.exact:
+            values = self._rerank(prepared, values)
+        return values, index.describe()
+
+    def _index(self, row_scale: RowScale) -> FaissIndex:
+        if row_scale not in self._indexes:
+            directory = self.store.index_directory(self.space)
+            names = [segment.directory.name for segment in self.segments]
+            index = FaissIndex.open(directory, self.segments, names=names, row_scale=row_scale)
+            with contextlib.suppress(OSError):  # a store that may only be read keeps them
+                index.prune()  # files of groups that have grown since
+            self._indexes[row_scale] = index
+        return self._indexes[row_scale]
+
+    def _place(self, sample_id: int) -> tuple[Segment, int]:
+        segment = self.segments[int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1]
+        return segment, int(np.searchsorted(segment.ids, sample_id))
+
+    def _rerank(self, prepared: PreparedQuery, values: dict[int, float]) -> dict[int, float]:
+        """Adds what lies outside the sketch, from the candidates' factors (index/factors.py)."""
+        if not values:
+            return values
+        ids = list(values)
+        places = [self._place(id_) for id_ in ids]
+        parts = [segment.factors(row) for segment, row in places]
+        per_token = token_values(QuantizedFactors.concatenate(parts), prepared.outside).astype(np.float64)
+        ends = np.cumsum([len(part) for part in parts])
+        outside = np.diff(np.concatenate([[0.0], np.cumsum(per_token)[ends - 1]]))
+        norms = np.array([segment.norms[row] for segment, row in places], dtype=np.float32)
+        outside = outside * row_factors(norms, _row_scale(prepared))
+        return {id_: values[id_] + float(extra) for id_, extra in zip(ids, outside, strict=True)}
+
+    def _exact(self, prepared: PreparedQuery, ids: list[int]) -> dict[int, float]:
+        """Runs the candidates through the model again: the definition, no projection, no quantization."""
+        encoded = self._encode_again(ids)
+        values: dict[int, float] = {}
+
+        def work(batch: Sequence[EncodedSample]) -> np.ndarray:
+            return self._exact_of(prepared, self.lm.hidden(batch))
+
+        for batch, found in self.forward.run(encoded, work):
+            if found is None:
+                raise CuratorError(f"sample {ids[batch[0]]} does not fit the memory alone; leave --exact out")
+            values |= {ids[position]: float(value) for position, value in zip(batch, found, strict=True)}
+        norms = np.array([segment.norms[row] for segment, row in map(self._place, ids)], dtype=np.float32)
+        factors = row_factors(norms, _row_scale(prepared))
+        return {id_: values[id_] * float(factor) for id_, factor in zip(ids, factors, strict=True)}
+
+    @torch.inference_mode()
+    def _exact_of(self, prepared: PreparedQuery, hidden: CountedHidden) -> np.ndarray:
+        """<G_i, gradient> - taken . sketch_i of each sample of a batch, float64 [B]; G_i is never formed."""
+        block = max(1, MAX_ELEMENTS // self.lm.head.vocab_size)
+        per_token = [
+            ((self.lm.head.errors(states, labels)[0] @ prepared.gradient) * states.float()).double().sum(1)
+            for states, labels in zip(hidden.hidden.split(block), hidden.labels.split(block), strict=True)
+        ]
+        values = np.array([part.sum().item() for part in torch.cat(per_token).split(hidden.counts)])
+        if prepared.taken.any():
+            parts = represent(hidden, self.lm.head, self.projection, num_error_tokens=1)
+            values -= np.array([float(part.sketch.astype(np.float64) @ prepared.taken) for part in parts])
+        return values
+
+    def _encode_again(self, ids: list[int]) -> list[EncodedSample]:
+        rows = rows_by_id(self.session, ids)
+        samples = [Sample(text=r.text, prompt=r.prompt, response=r.response) for r in (rows[i][0] for i in ids)]
+        encoded = []
+        for id_, item in zip(ids, self.encoder.encode(samples), strict=True):
+            if isinstance(item, str):
+                raise IntegrityError(f"sample {id_} was valued and cannot be encoded now: {item}; run: curator verify")
+            encoded.append(item)
+        return encoded
+
+    def _distribution(self, prepared: PreparedQuery) -> tuple[np.ndarray, str]:
+        """Sorted values of the corpus at the sketch tier, all of them or of a random part, and which it is."""
+        if self.num_live <= _ALL_VALUES_UP_TO:
+            blocks = scan(self.segments, prepared.search[None], excluded=self.deleted)
+            values = [values_nQ[:, 0] * row_factors(norms, _row_scale(prepared)) for _, values_nQ, norms in blocks]
+            return np.sort(np.concatenate(values)) if values else np.empty(0), "all sketch values"
+        chosen = np.random.default_rng(0).choice(
+            sum(segment.num_samples for segment in self.segments), _SAMPLED_VALUES, replace=False
+        )
+        starts = np.cumsum([0] + [segment.num_samples for segment in self.segments])
+        found = []
+        for segment, start, stop in zip(self.segments, starts, starts[1:], strict=False):
+            rows = np.sort(chosen[(chosen >= start) & (chosen < stop)]) - start
+            rows = rows[~np.isin(segment.ids[rows], self.deleted)]
+            found.append(
+                (segment.sketch_rows(rows) @ prepared.search) * row_factors(segment.norms[rows], _row_scale(prepared))
+            )
+        sampled = np.sort(np.concatenate(found))
+        return sampled, f"the sketch values of {len(sampled):,} random samples"
+
+    def _items(
+        self,
+        ranked: Sequence[tuple[int, float]],
+        distribution: np.ndarray,
+        prepared: PreparedQuery,
+        options: QueryOptions,
+    ) -> list[ScoredSample]:
+        rows = rows_by_id(self.session, [id_ for id_, _ in ranked])
+        items = []
+        for id_, value in ranked:
+            sample, dataset = rows[id_]
+            items.append(
+                ScoredSample(
+                    id=id_,
+                    key=sample.key,
+                    dataset=dataset,
+                    label=sample.label,
+                    value=value,
+                    percentile=_percentile(distribution, value),
+                    text=(sample.text if sample.text is not None else f"{sample.prompt}{sample.response}"),
+                    meta=sample.meta,
+                    tokens=self._tokens(id_, prepared) if options.tokens else None,
+                )
+            )
+        return items
+
+    def _tokens(self, sample_id: int, prepared: PreparedQuery) -> list[TokenValue]:
+        """The counted tokens with their parts of the value, from the factors alone, without the errors cut off."""
+        segment, row = self._place(sample_id)
+        factors = segment.factors(row)
+        values = token_values(factors, prepared.tokens)
+        values = values * row_factors(segment.norms[row : row + 1], _row_scale(prepared))
+        texts = self.encoder.token_texts(factors.error_tokens[:, 0].tolist())
+        return [TokenValue(text, float(value)) for text, value in zip(texts, values, strict=True)]
+
+    @staticmethod
+    def _notes(query: Query, description: dict[str, Any], how: How) -> list[str]:
+        notes = []
+        if description["num_skipped"]:
+            first = query.skipped[0].reason if query.skipped else "no counted token"
+            notes.append(f"{description['num_skipped']} rows of the query were skipped ({first})")
+        if description["num_truncated"]:
+            notes.append(f"{description['num_truncated']} samples of the query were truncated")
+        if not how.num_eligible:
+            notes.append("no sample matches the filter" if how.where else "the space holds no sample")
+        if how.captured < _LOW_CAPTURED:
+            notes.append(
+                f"the sketch sees only {how.captured:.0%} of this query: it is unlike the data that the space was "
+                "calibrated on; look deeper with --rerank 1000, or check with --exact"
+            )
+        return notes
+
+
+def _row_scale(prepared: PreparedQuery) -> RowScale:
+    return "inverse_norm" if prepared.is_cosine else "none"
+
+
+def _percentile(distribution: np.ndarray, value: float) -> float:
+    """Share of the values below, ties counted half, 0 to 100."""
+    if not len(distribution):
+        return 0.0
+    below, up_to = (np.searchsorted(distribution, value, side=side) for side in ("left", "right"))
+    return round(100.0 * float(below + up_to) / 2 / len(distribution), 4)

@@ -1,0 +1,123 @@
+"""What a query is made of: a text, a prompt and response, or the rows of files; one query, or one per row or group."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curator.errors import UsageError
+from curator.sources import check_fields, read_rows, resolve, to_sample
+from curator.types import BadRow, Fields, Row, Sample
+
+__all__ = ["Query", "QueryInput", "read_queries"]
+
+
+@dataclass(frozen=True)
+class QueryInput:
+    """What the caller gave. Exactly one of `text`, `prompt` with `response`, or `data`."""
+
+    text: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    data: Sequence[str | Path] = ()
+    fields: Fields = field(default_factory=Fields)
+    each: bool = False  # one query per row
+    by: str | None = None  # one query per value of this column
+
+
+@dataclass
+class Query:
+    """Samples whose mean is valued against, and a description that stands in the answer."""
+
+    description: dict[str, Any]
+    samples: list[Sample]
+    skipped: list[BadRow] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What tells one query of several from the others: its group, or its row's key or number."""
+        described = self.description
+        return str(described.get("group", described.get("key", described.get("row", ""))))
+
+
+def read_queries(given: QueryInput) -> Iterator[Query]:
+    """The queries of an input, in order. Raises UsageError for a combination that makes none."""
+    kinds = [given.text is not None, given.prompt is not None or given.response is not None, bool(given.data)]
+    if sum(kinds) != 1:
+        raise UsageError("a query is one of: --text T, --prompt P with --response R, or --data FILE")
+    if given.each and given.by:
+        raise UsageError("--each and --by exclude each other: one answer a row, or one a group")
+    if (given.each or given.by) and not given.data:
+        raise UsageError("--each and --by need --data")
+    if given.data:
+        return _from_data(given)
+    return iter([_from_text(given)])
+
+
+def _from_text(given: QueryInput) -> Query:
+    if given.text is not None:
+        if not given.text.strip():
+            raise UsageError("--text is empty")
+        return Query({"text": given.text}, [Sample(text=given.text)])
+    if given.response is None or not given.response.strip():
+        raise UsageError("--prompt needs a --response that is not empty: what should the model answer?")
+    prompt = given.prompt or ""
+    return Query({"prompt": prompt, "response": given.response}, [Sample(prompt=prompt, response=given.response)])
+
+
+def _from_data(given: QueryInput) -> Iterator[Query]:
+    paths, fields = resolve(given.data), check_fields(given.fields)
+    names = [str(item) for item in given.data]
+    if given.each:
+        yield from _one_per_row(paths, fields)
+        return
+    groups: dict[str, Query] = defaultdict(lambda: Query({}, []))
+    skipped = []
+    for row in _rows(paths):
+        group = _group(row, given.by) if isinstance(row, Row) else row
+        item = to_sample(row, fields) if isinstance(row, Row) and isinstance(group, str) else group
+        if isinstance(item, Sample):
+            groups[str(group)].samples.append(item)
+        elif isinstance(item, BadRow):
+            skipped.append(item)
+    if not groups:
+        raise UsageError(f"no usable row in {', '.join(names)}: {skipped[0].reason if skipped else 'it has no rows'}")
+    for name, query in groups.items():
+        query.description = {"data": names} | ({} if given.by is None else {"by": given.by, "group": name})
+        query.skipped = skipped
+        yield query
+
+
+def _one_per_row(paths: list[Path], fields: Fields) -> Iterator[Query]:
+    skipped: list[BadRow] = []  # before the first usable row; later ones are told with the row before them
+    query: Query | None = None
+    for row in _rows(paths):
+        item = to_sample(row, fields) if isinstance(row, Row) else row
+        if isinstance(item, BadRow):
+            (query.skipped if query else skipped).append(item)
+            continue
+        if query is not None:
+            yield query
+        description: dict[str, Any] = {"data": [item.source], "row": item.row}
+        if item.key is not None:
+            description["key"] = item.key
+        query = Query(description, [item], [] if query else skipped)
+    if query is not None:
+        yield query
+    else:
+        raise UsageError(f"no usable row in {paths[0]}: {skipped[0].reason if skipped else 'it has no rows'}")
+
+
+def _rows(paths: list[Path]) -> Iterator[Row | BadRow]:
+    for path in paths:
+        yield from read_rows(path)
+
+
+def _group(row: Row, by: str | None) -> str | BadRow:
+    if by is None:
+        return ""
+    value = row.columns.get(by)
+    if value is None or isinstance(value, list | dict):
+        return BadRow(row.source, row.row, f'no usable value in field "{by}" to group by')
+    return str(value)

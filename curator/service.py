@@ -1,0 +1,281 @@
+"""The Python API: what the command line and every other face call."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from curator.compact import compact
+from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, UsageError
+from curator.export import write_values
+from curator.ingest import IngestOptions, IngestReport, OnProgress, ingest
+from curator.metadata.samples import delete_where, restore_where
+from curator.metadata.spaces import find_space
+from curator.metadata.summary import datasets_of, quarantined_rows, spaces_of
+from curator.metadata.tables import Sample, Space
+from curator.metadata.tables import Segment as SegmentRow
+from curator.models import OnLong, Positions
+from curator.query import (
+    Answering,
+    Asked,
+    Query,
+    QueryInput,
+    QueryResult,
+    Question,
+    parts_of,
+    read_queries,
+    value_rows,
+)
+from curator.space import LoadedModel, SpaceOptions, load_for_query
+from curator.store import DATABASE_URL, Store
+from curator.types import Fields
+from curator.value import DEFAULT_BATCH_TOKENS
+from curator.verify import verify
+from index.errors import FaissMissingError, StoredFileError
+
+__all__ = ["Curator"]
+
+
+class Curator:
+    """A store of valued training samples.
+
+        with Curator.open("store") as curator:
+            curator.ingest("train.jsonl", model="HuggingFaceTB/SmolLM2-135M", dataset="train")
+            print(curator.query(text="What is 2 + 2? 4").helpful[0].text)
+
+    Open one per process and keep it: the model of the last query stays loaded. Errors are those of curator.errors.
+    """
+
+    def __init__(self, store: Store, *, device: str = "auto"):
+        """Use `Curator.open`."""
+        self._store = store
+        self._device = device
+        self.unanswered: list[str] = []  # queries of the last `each` or `by` that had nothing to value against
+        self._loaded: tuple[int, LoadedModel] | None = None
+        self._answering: tuple[tuple[Any, ...], Answering] | None = None
+
+    @classmethod
+    def open(
+        cls, store: str | Path, *, create: bool = True, device: str = "auto", database_url: str | None = None
+    ) -> Self:
+        """Opens the store in a directory, made where there is none unless `create` is False.
+
+        `database_url` (default: the environment's CURATOR_DATABASE_URL) keeps the metadata in another database than
+        the store's own SQLite file. Raises NotFoundError, UsageError or CuratorError.
+        """
+        url = database_url or os.environ.get(DATABASE_URL)
+        return cls(Store.create(store, database_url=url) if create else Store(store, database_url=url), device=device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases the database, the mapped segments and the model."""
+        self._answering = self._loaded = None
+        self._store.close()
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self._store.root
+
+    def ingest(
+        self,
+        data: str | Path | Sequence[str | Path],
+        *,
+        dataset: str,
+        model: str | None = None,
+        revision: str | None = None,
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        response_field: str | None = None,
+        id_field: str | None = None,
+        label_field: str | None = None,
+        positions: Positions | None = None,
+        max_length: int | None = None,
+        dtype: str | None = None,
+        on_long: OnLong = "truncate",
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        segment_tokens: int = 250_000,
+        segment_samples: int = 4096,
+        seed: int = 0,
+        on_progress: OnProgress = lambda progress: None,
+    ) -> IngestReport:
+        """Adds the rows of files or directories that the dataset does not have yet; each passes the model once.
+
+        `model`, `positions`, `max_length` and `dtype` make the space; left out, they are those of the store's newest
+        space (of that model). Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is committed;
+        the same call continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError,
+        LockedError while another process writes.
+        """
+        self._answering = self._loaded = None  # a second model would not fit beside the first
+        return ingest(
+            self._store,
+            _several(data),
+            dataset=dataset,
+            model=model,
+            revision=revision,
+            fields=Fields(text_field, prompt_field, response_field, id_field, label_field),
+            options=IngestOptions(
+                space=SpaceOptions(positions, max_length, dtype),
+                on_long=on_long,
+                device=self._device,
+                batch_tokens=batch_tokens,
+                segment_samples=segment_samples,
+                segment_tokens=segment_tokens,
+                seed=seed,
+            ),
+            on_progress=on_progress,
+        )
+
+    def queries(self, **question: Unpack[Question]) -> Iterator[QueryResult]:
+        """Answers one query after another: one for all of `data`, one a row (`each`) or one a group (`by`).
+
+        Arguments: see `curator.query.Question`. Raises UsageError for a question that is none, FilterError,
+        NotFoundError without a store or space, SpaceError when the space's model has changed.
+        """
+        given, asked, options = parts_of(question)
+        self.unanswered.clear()
+        found = read_queries(given)
+        with self._asking(asked) as answering:
+            for query in found:
+                try:
+                    result = answering.answer(query, options)
+                except EmptyQueryError as error:
+                    self._leave_unanswered(query, given, error)
+                    continue
+                if asked.space is None and answering.num_elsewhere:
+                    result.notes.append(
+                        f"the store's other spaces hold {answering.num_elsewhere:,} samples that this answer does not "
+                        "cover; curator status lists them, --space chooses"
+                    )
+                yield result
+
+    def query(self, **question: Unpack[Question]) -> QueryResult:
+        """The answer to one query: the arguments of `queries`, without `each` and `by`, which make several."""
+        if question.get("each") or question.get("by"):
+            raise UsageError("each and by make several answers: use Curator.queries")
+        return next(iter(self.queries(**question)))
+
+    def values(self, **question: Unpack[Question]) -> Iterator[dict[str, Any]]:
+        """{"id", "key", "value"} of every sample for one query, streamed in order of ids, at the sketch tier.
+
+        Arguments as for `queries`; those that shape a ranking (top, harmful, rerank, exact, tokens) change nothing.
+        With `each` or `by`, one query after another, each row with "query" first: the group, or the key or row number.
+        """
+        given, asked, options = parts_of(question)
+        self.unanswered.clear()
+        found = read_queries(given)
+        with self._asking(asked) as answering:
+            for query in found:
+                name = {"query": query.name} if given.each or given.by else {}
+                try:
+                    for row in value_rows(answering, query, options):
+                        yield name | row
+                except EmptyQueryError as error:
+                    self._leave_unanswered(query, given, error)
+
+    def _leave_unanswered(self, query: Query, given: QueryInput, error: EmptyQueryError) -> None:
+        """One of several queries has nothing to value against: the others go on."""
+        if not (given.each or given.by):
+            raise error
+        self.unanswered.append(f"query {query.name}: {error}")
+
+    def write_values(self, out: str | Path, **question: Unpack[Question]) -> int:
+        """Writes `values` to a .jsonl or .parquet file, which appears whole or not at all; returns the rows."""
+        return write_values(Path(out), self.values(**question))
+
+    def delete(self, where: str) -> int:
+        """Deletes the samples that match a filter; no answer returns them from now on. Returns how many."""
+        return self._change(lambda session: delete_where(session, _required(where)))
+
+    def restore(self, where: str) -> dict[str, int]:
+        """Takes deletes back: {"restored", "to_ingest_again" (compacted ones), "key_taken" (these stay deleted)}."""
+        return self._change(lambda session: restore_where(session, _required(where)))
+
+    def compact(self) -> dict[str, Any]:
+        """Rewrites segments without deleted samples and joins small ones; returns what that saved."""
+        self._answering = None
+        with self._store.writing(), self._store.session() as session:
+            return compact(self._store, session)
+
+    def status(self) -> dict[str, Any]:
+        """What the store holds: {"store", "spaces": [...], "datasets": [...]}."""
+        with self._store.session() as session:
+            return {"store": str(self.path), "spaces": spaces_of(session), "datasets": datasets_of(session)}
+
+    def quarantined(self, dataset: str | None = None) -> list[dict[str, Any]]:
+        """The rows that could not become samples: dataset, source, row, reason, excerpt."""
+        with self._store.session() as session:
+            return quarantined_rows(session, dataset)
+
+    def verify(self) -> dict[str, Any]:
+        """Checks every file against its hash and every count; the store is sound when "problems" is empty."""
+        with self._store.session() as session:
+            return verify(self._store, session)
+
+    def _change(self, work: Any) -> Any:
+        self._answering = None
+        with self._store.writing(), self._store.session() as session:
+            result = work(session)
+            session.commit()
+            return result
+
+    @contextmanager
+    def _asking(self, asked: Asked) -> Iterator[Answering]:
+        with self._store.session() as session:
+            space = find_space(session, asked.space)
+            if self._loaded is None or self._loaded[0] != space.id:
+                self._loaded = (space.id, load_for_query(space, device=self._device, model=asked.model))
+            answering = self._answering_now(session, space, self._loaded[1])
+            try:
+                yield answering
+            except StoredFileError as error:
+                raise IntegrityError(f"{error}; run: curator verify") from error
+            except FaissMissingError as error:
+                raise CuratorError(str(error)) from error
+
+    def _answering_now(self, session: Session, space: Space, loaded: LoadedModel) -> Answering:
+        """The state of the store as it is, opened once and kept until it changes."""
+        state = (space.id, *_generation(session))
+        if self._answering is None or self._answering[0] != state:
+            try:
+                answering = Answering(self._store, session, space, loaded.lm, loaded.encoder)
+            except IntegrityError:
+                session.rollback()  # a new look: another process may have compacted in between
+                if (space.id, *_generation(session)) == state:
+                    raise
+                return self._answering_now(session, space, loaded)
+            self._answering = (state, answering)
+        self._answering[1].session = session
+        return self._answering[1]
+
+
+def _generation(session: Session) -> tuple[Any, ...]:
+    """Changes whenever the set of segments or of deleted samples does."""
+    last = (sa.func.max(SegmentRow.id), sa.func.max(SegmentRow.first_sample_id))  # SQLite may give an id twice
+    segments = session.execute(sa.select(sa.func.count(SegmentRow.id), *last)).one()
+    deleted = session.execute(
+        sa.select(sa.func.count(Sample.id), sa.func.max(Sample.deleted_at)).where(Sample.deleted_at.is_not(None))
+    ).one()
+    return (*segments, *deleted)
+
+
+def _several(data: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [data] if isinstance(data, str | Path) else list(data)
+
+
+def _required(where: str) -> str:
+    if not where.strip():
+        raise FilterError("an empty filter would match every sample; to mean that, write: id > 0")
+    return where

@@ -1,0 +1,211 @@
+"""The space an ingest or a query works in: recipe, model and projection that belong together."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from curator.errors import ModelError, SpaceError, UsageError
+from curator.metadata.spaces import space_for_recipe
+from curator.metadata.tables import Space
+from curator.models import (
+    CausalLM,
+    Encoder,
+    FileStamp,
+    Positions,
+    check_tokenizer,
+    hash_model_files,
+    load_tokenizer,
+    locate,
+)
+from curator.store import PROJECTION_FILE, SPACE_FILE, Store
+from index.projection import Projection
+from index.stored import hash_file
+
+__all__ = [
+    "LoadedModel",
+    "SpaceOptions",
+    "add_space",
+    "existing_space",
+    "load_for_ingest",
+    "load_for_query",
+    "recipe_of",
+]
+
+_DEFAULT_MAX_LENGTH = 2048
+NUM_ERROR_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class SpaceOptions:
+    """What the caller chose of a space; None means: as in the newest space of this model, else the default."""
+
+    positions: Positions | None = None
+    max_length: int | None = None
+    dtype: str | None = None
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory with its tokenizer, the recipe of its space, and where it came from."""
+
+    lm: CausalLM
+    encoder: Encoder
+    recipe: dict[str, Any]
+    name: str
+    revision: str | None
+    files: dict[str, FileStamp]
+
+    @property
+    def recipe_hash(self) -> str:
+        """What two spaces share when only their projections differ."""
+        return _hash(self.recipe)
+
+
+def recipe_of(
+    files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str, num_error_tokens: int
+) -> dict[str, Any]:
+    """Everything that decides a sample's representation, but for the projection."""
+    return {
+        "model": {name: stamp["sha256"] for name, stamp in files.items()},
+        "positions": positions,
+        "max_length": max_length,
+        "dtype": dtype,
+        "num_error_tokens": num_error_tokens,
+    }
+
+
+def load_for_ingest(
+    model: str | None,
+    revision: str | None,
+    options: SpaceOptions,
+    *,
+    device: str,
+    known_spaces: Iterable[Space],
+) -> LoadedModel:
+    """Loads the model of an ingest; what was not chosen is taken from the newest space of the same model."""
+    spaces = sorted(known_spaces, key=lambda space: -space.id)
+    if model is None:
+        if not spaces:
+            raise UsageError("the store holds no space yet: --model is needed, a directory or a name on the hub")
+        model, revision = spaces[0].model, spaces[0].revision
+    directory = locate(model, revision)
+    known = next((s.model_files for s in spaces if s.model in (model, str(directory))), None)
+    files = hash_model_files(directory, known)
+    hashes = {name: stamp["sha256"] for name, stamp in files.items()}
+    before = next((s.recipe for s in spaces if s.recipe["model"] == hashes), {})
+    lm = CausalLM.load(directory, device=device, dtype=options.dtype or before.get("dtype", "auto"))
+    default = min(lm.context or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    max_length = before.get("max_length", default) if options.max_length is None else options.max_length
+    if lm.context is not None and max_length > lm.context:
+        raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
+    positions = options.positions or before.get("positions", "response")
+    recipe = recipe_of(
+        files, positions=positions, max_length=max_length, dtype=lm.dtype, num_error_tokens=NUM_ERROR_TOKENS
+    )
+    is_local = Path(model).expanduser().is_dir()
+    name = str(directory) if is_local else model
+    # A hub's branch moves: the snapshot's commit, which names its directory, is what the space is made of.
+    revision = None if is_local else directory.name
+    return _loaded(lm, directory, recipe, name, revision, files)
+
+
+def load_for_query(space: Space, *, device: str, model: str | None = None) -> LoadedModel:
+    """Loads a space's model again. Raises SpaceError when its files are no longer those of the space."""
+    try:
+        directory = locate(model or space.model, space.revision)
+    except Exception as error:
+        raise ModelError(
+            f"the model of space {space.fingerprint[:12]} is no longer at {space.model} ({error}); "
+            "give its place with --model"
+        ) from error
+    files = hash_model_files(directory, space.model_files if model is None else None)
+    hashes = {name: stamp["sha256"] for name, stamp in files.items()}
+    if hashes != space.recipe["model"]:
+        changed = sorted(
+            k for k in hashes.keys() | space.recipe["model"].keys() if hashes.get(k) != space.recipe["model"].get(k)
+        )
+        raise SpaceError(
+            f"the model at {directory} is not the one of space {space.fingerprint[:12]} "
+            f"(different: {', '.join(changed)}); ingest with it to make a space of its own, or restore it"
+        )
+    lm = CausalLM.load(directory, device=device, dtype=space.recipe["dtype"])
+    return _loaded(lm, directory, space.recipe, space.model, space.revision, files)
+
+
+def _loaded(
+    lm: CausalLM,
+    directory: Path,
+    recipe: dict[str, Any],
+    name: str,
+    revision: str | None,
+    files: dict[str, FileStamp],
+) -> LoadedModel:
+    tokenizer = load_tokenizer(directory)
+    check_tokenizer(tokenizer, lm)
+    encoder = Encoder(
+        tokenizer,
+        max_length=recipe["max_length"],
+        vocab_size=lm.vocab_size,
+        positions=recipe["positions"],
+    )
+    return LoadedModel(lm, encoder, recipe, name, revision, files)
+
+
+def add_space(store: Store, session: Session, loaded: LoadedModel, projection: Projection) -> Space:
+    """Commits a new space: its files first, then its row."""
+    temporary = store.root / "tmp" / PROJECTION_FILE
+    projection.save(temporary)
+    projection_sha256 = hash_file(temporary)
+    fingerprint = _hash({"recipe": loaded.recipe, "projection": _contents_hash(projection)})
+    info = {
+        **projection.info,
+        "error_rank": projection.error_rank,
+        "hidden_rank": projection.hidden_rank,
+        "factor_rank": projection.factor_rank,
+        "width": projection.width,
+        "vocab_size": projection.vocab_size,
+        "hidden_size": projection.hidden_size,
+    }
+    with store.publishing("spaces", fingerprint) as directory:
+        temporary.rename(directory / PROJECTION_FILE)
+        description = {"recipe": loaded.recipe, "projection": info, "projection_sha256": projection_sha256}
+        (directory / SPACE_FILE).write_text(json.dumps(description, indent=1) + "\n")
+    space = Space(
+        fingerprint=fingerprint,
+        recipe_hash=loaded.recipe_hash,
+        recipe=loaded.recipe,
+        model=loaded.name,
+        revision=loaded.revision,
+        model_files=loaded.files,
+        projection_sha256=projection_sha256,
+        projection_bytes=(store.root / "spaces" / fingerprint / PROJECTION_FILE).stat().st_size,
+        projection=info,
+        created_at=datetime.now(UTC),
+    )
+    session.add(space)
+    session.commit()
+    return space
+
+
+def existing_space(session: Session, loaded: LoadedModel) -> Space | None:
+    """The space of a loaded model's recipe, where the store has one."""
+    return space_for_recipe(session, loaded.recipe_hash)
+
+
+def _contents_hash(projection: Projection) -> str:
+    # The file's own hash will not do: safetensors writes its metadata in random order.
+    digest = hashlib.sha256()
+    for tensor in (projection.error_basis, projection.hidden_basis, projection.rotation, projection.second_moment):
+        digest.update(str(list(tensor.shape)).encode())
+        digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash(thing: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()
