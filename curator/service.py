@@ -236,7 +236,7 @@ class Curator:
         with self._store.session() as session:
             space = find_space(session, asked.space)
             if self._loaded is None or self._loaded[0] != space.id:
-                self._loaded = (space.id, load_for_query(space, device=self._device, model=asked.model))
+                self._loaded = (space.id, load_for_query(space, device=self._device.split(",")[0], model=asked.model))
             answering = self._answering_now(session, space, self._loaded[1])
             try:
                 yield answering

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from sqlalchemy.orm import Session
 
 from curator.errors import ModelError, SpaceError, UsageError
@@ -60,6 +61,13 @@ class LoadedModel:
     name: str
     revision: str | None
     files: dict[str, FileStamp]
+    directory: Path
+
+    def release(self) -> None:
+        """Drops the model, to make room for those of worker processes; the encoder stays."""
+        del self.lm
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def recipe_hash(self) -> str:
@@ -154,7 +162,7 @@ def _loaded(
         vocab_size=lm.vocab_size,
         positions=recipe["positions"],
     )
-    return LoadedModel(lm, encoder, recipe, name, revision, files)
+    return LoadedModel(lm, encoder, recipe, name, revision, files, directory)
 
 
 def add_space(store: Store, session: Session, loaded: LoadedModel, projection: Projection) -> Space:

@@ -262,7 +262,7 @@ def test_an_interrupted_ingest_says_that_it_can_go_on(tmp_path: Path, run: Run, 
 
     data = write_jsonl(tmp_path / "data.jsonl", CORPUS[:5])
     command = ["ingest", str(data), "--store", str(tmp_path / "s"), "--dataset", "d", *COLUMNS]
-    monkeypatch.setattr("curator.ingest.run.commit_segment", interrupt)
+    monkeypatch.setattr("curator.ingest.segment_writer.commit_segment", interrupt)
     code, out, err = run(*command, "--model", str(demo.MODEL))
     assert code == 130
     assert out.startswith("dataset d: 0 samples added, 0 in all")

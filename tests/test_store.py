@@ -100,7 +100,7 @@ def test_the_next_writer_sweeps_what_no_commit_names(copied: Curator, tmp_path: 
 
 def test_a_failed_commit_leaves_the_store_as_it_was(copied: Curator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     before = contents(copied)
-    monkeypatch.setattr("curator.ingest.run.commit_segment", fail)
+    monkeypatch.setattr("curator.ingest.segment_writer.commit_segment", fail)
     with pytest.raises(RuntimeError, match="disk"):
         add(copied, tmp_path / "b.jsonl", CORPUS[:8], dataset="again")
     monkeypatch.undo()

@@ -23,7 +23,12 @@ store_option = click.option(
     "--store", required=True, envvar="CURATOR_STORE", metavar="DIR", help="The store's directory. [env: CURATOR_STORE]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+_device = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:1. Ingest takes several: cuda:0,cuda:1.",
+)
 
 field_options = _all(
     click.option("--text-field", metavar="COLUMN", help="The column with the text. [default: text]"),

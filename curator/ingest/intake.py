@@ -1,9 +1,12 @@
 """Rows to new samples: what the store already has is recognised before anything is tokenised.
 
-Rows come in portions, so that the database is asked once for many; order is kept throughout.
+Rows come in portions, so that the database is asked once for many; order is kept throughout. New samples leave in
+windows, one for each segment. All of this runs ahead of the model in a thread of its own, with a session of its own;
+what the commits have put into the database meanwhile comes back through `committed`.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,18 +16,18 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from curator.errors import UsageError
-from curator.ingest.report import IngestReport
-from curator.metadata.commits import RowNumbers, update_sample
+from curator.ingest.report import Meter
+from curator.metadata.row_numbers import RowNumbers, RowsRead
 from curator.metadata.samples import by_hash, keys_taken
 from curator.models import Encoder
 from curator.sources import content_hash, read_rows, to_sample
-from curator.sources.excerpt import excerpt_of
 from curator.types import BadRow, EncodedSample, Fields, Row, Sample
 
-__all__ = ["Intake", "NewSample", "portions", "read_samples", "require_usable"]
+__all__ = ["Intake", "NewSample", "Window", "portions", "read_samples", "require_usable"]
 
 _PORTION, _PORTION_CHARACTERS = 512, 4_000_000
 _PEEK = 1_000
+_ROWS_BETWEEN_COMMITS = 20_000  # of rows that bring nothing new
 Item = TypeVar("Item", bound=Sample | BadRow)
 
 
@@ -37,6 +40,14 @@ class NewSample:
     content_hash: bytes
     row: int  # the dataset's row number
     key: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """The samples of one segment, and the rows that its commit remembers; without samples only these."""
+
+    samples: list[NewSample]
+    read: RowsRead
 
 
 def read_samples(paths: Sequence[Path], fields: Fields) -> Iterator[Sample | BadRow]:
@@ -73,44 +84,65 @@ class Intake:
     session: Session
     encoder: Encoder
     numbers: RowNumbers
-    report: IngestReport
+    meter: Meter
     dataset: str
     has_label: bool  # whether a label column was chosen; if not, the labels of known samples stay
     first_new_id: int  # the samples of this run have ids from here on
-    _pending_hashes: set[bytes] = field(default_factory=set)  # of samples that are not committed yet
+    committed: deque[list[NewSample]] = field(default_factory=deque)  # filled by those who commit, in any thread
+    _pending_hashes: set[bytes] = field(default_factory=set)  # of samples that are not known to be committed
     _pending_keys: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.report = self.meter.report
         self._is_met = np.zeros(self.first_new_id, dtype=bool)  # by id: known samples that a row of this run was
 
-    def new_samples(self, items: Iterable[Sample | BadRow]) -> Iterator[list[NewSample]]:
-        """The new samples of each portion of rows; bad rows are remembered for the next commit."""
-        for portion in portions(items):
-            yield self._sort(portion)
+    def windows(
+        self, items: Iterable[Sample | BadRow], *, most_samples: int, most_tokens: int
+    ) -> Iterator[Window]:  # fmt: skip
+        """Windows of new samples, cut by the new samples alone; what was read of a file that breaks off is kept."""
+        samples: list[NewSample] = []
+        tokens, rows_at_cut = 0, self.report.rows
+        try:
+            for portion in portions(items):
+                for new in self._sort(portion):
+                    samples.append(new)
+                    tokens += new.encoded.num_tokens
+                    if len(samples) >= most_samples or tokens >= most_tokens:
+                        yield Window(samples, self.numbers.take())
+                        samples, tokens, rows_at_cut = [], 0, self.report.rows
+                if self.report.rows - rows_at_cut >= _ROWS_BETWEEN_COMMITS:
+                    # The open window stays open: where it is cut must depend on its samples only.
+                    yield Window([], self.numbers.take())
+                    rows_at_cut = self.report.rows
+        except UsageError:
+            yield Window(samples, self.numbers.take())
+            raise
+        yield Window(samples, self.numbers.take())
 
-    def committed(self, samples: Iterable[NewSample]) -> None:
-        """These are in the database now (or in quarantine) and need not be remembered here."""
-        for new in samples:
-            self._pending_hashes.discard(new.content_hash)
-            self._pending_keys.discard(new.key)
+    def _quarantine(self, source: str, row: int, reason: str, excerpt: str = "") -> None:
+        self.numbers.bad.append(self.report.bad_row(source, row, reason, excerpt))
 
-    def quarantine(self, source: str, row: int, reason: str, excerpt: str = "") -> None:
-        """Sets a row aside with its reason."""
-        self.numbers.bad.append(BadRow(source, row, reason, excerpt_of(excerpt)))
-        self.report.quarantined += 1
-        general = reason.split(":")[0]
-        self.report.reasons[general] = self.report.reasons.get(general, 0) + 1
+    def _forget_committed(self) -> None:
+        """What is in the database is found there; a snapshot of it begins after this, so nothing falls between."""
+        while self.committed:
+            for new in self.committed.popleft():
+                self._pending_hashes.discard(new.content_hash)
+                self._pending_keys.discard(new.key)
+        self.session.rollback()
 
     def _sort(self, portion: Sequence[Sample | BadRow]) -> list[NewSample]:
+        self._forget_committed()
         numbers = [self.numbers.number(item.source, item.row) for item in portion]
         self.report.rows += len(portion)
         samples = []
         for item, number in zip(portion, numbers, strict=True):
             if isinstance(item, BadRow):
-                self.quarantine(item.source, item.row, item.reason, item.excerpt)
+                self._quarantine(item.source, item.row, item.reason, item.excerpt)
             else:
                 samples.append((item, number, content_hash(item)))
-        return self._settle_keys(self._encode(self._drop_known(samples)))
+        new = self._settle_keys(self._encode(self._drop_known(samples)))
+        self.meter.num_new += len(new)
+        return new
 
     def _drop_known(self, samples: list[tuple[Sample, int, bytes]]) -> list[tuple[Sample, int, bytes]]:
         held = by_hash(self.session, self.numbers.space_id, self.numbers.dataset_id, [h for _, _, h in samples])
@@ -132,7 +164,7 @@ class Intake:
                 self.report.present += 1
                 label = sample.label if self.has_label else known.label
                 if (known.label, known.meta) != (label, sample.meta):
-                    update_sample(self.session, known.id, label, sample.meta)
+                    self.numbers.updates.append({"id": known.id, "label": label, "meta": sample.meta})
                     self.report.updated += 1
         return unknown
 
@@ -142,7 +174,7 @@ class Intake:
         for (sample, number, digest), result in zip(samples, encoded, strict=True):
             if isinstance(result, str):
                 self._pending_hashes.discard(digest)
-                self.quarantine(sample.source, sample.row, result, sample.full_text)
+                self._quarantine(sample.source, sample.row, result, sample.full_text)
                 continue
             key = sample.key if sample.key is not None else f"{self.dataset}:{number}"
             new.append(NewSample(sample, result, digest, number, key))
@@ -171,7 +203,7 @@ class Intake:
             f"key taken: {new.key!r} is another sample of dataset {self.dataset}; "
             "delete that one first, or choose another --id-field"
         )
-        self.quarantine(new.sample.source, new.sample.row, reason, new.sample.full_text)
+        self._quarantine(new.sample.source, new.sample.row, reason, new.sample.full_text)
 
 
 def portions(items: Iterable[Item]) -> Iterator[list[Item]]:

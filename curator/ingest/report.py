@@ -1,8 +1,12 @@
 """What an ingest did, and how far it is."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
+
+from curator.sources.excerpt import excerpt_of
+from curator.types import BadRow
 
 __all__ = ["IngestReport", "Meter", "OnProgress", "Progress"]
 
@@ -28,10 +32,19 @@ class IngestReport:
     calibration_seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)  # why rows were quarantined
     is_interrupted: bool = False
+    _counting: Lock = field(default_factory=Lock, repr=False)  # bad rows are met by two threads
+
+    def bad_row(self, source: str, row: int, reason: str, excerpt: str) -> BadRow:
+        """A row for quarantine, counted here with its reason."""
+        general = reason.split(":")[0]
+        with self._counting:
+            self.quarantined += 1
+            self.reasons[general] = self.reasons.get(general, 0) + 1
+        return BadRow(source, row, reason, excerpt_of(excerpt))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as `curator ingest --json` prints them."""
-        return asdict(self)
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 @dataclass(frozen=True)
@@ -52,23 +65,24 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass
 class Meter:
-    """Counts a running ingest and tells about it."""
+    """Counts a running ingest and tells about it; only the thread that runs the ingest tells."""
 
     report: IngestReport
     total_rows: int | None
     on_progress: OnProgress
+    num_new: int = 0  # samples that the store did not have: read so far, by the thread that reads
     samples: int = 0
     tokens: int = 0
-    waiting: int = 0
 
     def passed(self, samples: int, tokens: int) -> None:
         """A batch has been through the model."""
-        self.samples, self.tokens, self.waiting = self.samples + samples, self.tokens + tokens, self.waiting - samples
+        self.samples, self.tokens = self.samples + samples, self.tokens + tokens
         self.tell("ingesting")
 
     def tell(self, phase: str) -> None:
         """Reports where the ingest stands."""
         report = self.report
+        waiting = max(0, self.num_new - self.samples)
         self.on_progress(
-            Progress(phase, report.rows, self.total_rows, self.samples, self.tokens, report.added, self.waiting)
+            Progress(phase, report.rows, self.total_rows, self.samples, self.tokens, report.added, waiting)
         )

@@ -1,14 +1,18 @@
 """Ingest: plan, calibrate, then forward passes segment by segment, one commit each.
 
+Reading, the model and writing overlap: rows are encoded ahead of the model (ahead.py, intake.py) and segments are
+written and committed behind it (segment_writer.py), each in a thread, or the model on several devices (workers.py).
+
 Killed anywhere, the store holds exactly the committed segments; the same command takes up after the last one. Segments
 are cut by the new samples themselves, so that a resumed ingest makes the same segments as an uninterrupted one.
 """
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
@@ -17,29 +21,28 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import UsageError
-from curator.ingest.intake import Intake, NewSample, portions, read_samples, require_usable
+from curator.ingest.ahead import ahead
+from curator.ingest.intake import Intake, Window, portions, read_samples, require_usable
 from curator.ingest.report import IngestReport, Meter, OnProgress
-from curator.metadata.commits import RowNumbers, commit_rows, commit_segment, next_sample_id
+from curator.ingest.segment_writer import SegmentWriter
+from curator.ingest.workers import Local, Recipe, Wait, Workers
+from curator.metadata.commits import next_sample_id
+from curator.metadata.row_numbers import RowNumbers
 from curator.metadata.spaces import dataset_named
 from curator.metadata.tables import Sample as SampleRow
-from curator.metadata.tables import Segment as SegmentRow
 from curator.metadata.tables import Space
 from curator.models import OnLong, Positions
 from curator.sources import check_fields, count_rows, resolve
 from curator.space import LoadedModel, SpaceOptions, add_space, existing_space, load_for_ingest
-from curator.store import Store
+from curator.store import PROJECTION_FILE, Store
 from curator.types import BadRow, EncodedSample, Fields, Sample
-from curator.value import DEFAULT_BATCH_TOKENS, Forward, Ranks, Representation, calibrate
+from curator.value import DEFAULT_BATCH_TOKENS, Forward, Ranks, calibrate
 from curator.value.calibrate import MAX_BYTES
-from index.factors import QuantizedFactors
-from index.projection import Projection
-from index.segment import SegmentArrays, write_segment
 
 __all__ = ["IngestOptions", "ingest"]
 
 _FIRST_ROWS = 100_000  # what calibration samples are drawn from
 _MIN_CALIBRATION, _MAX_CALIBRATION = 256, 1024
-_ROWS_BETWEEN_COMMITS = 20_000  # of rows that bring nothing new
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def ingest(
         try:
             loaded = _load(session, model, revision, options)
             space = existing_space(session, loaded) or _new_space(store, session, loaded, paths, fields, options, meter)
-            run = _Run(store, session, loaded, space, dataset, fields.label is not None, options, meter)
-            run.take(read_samples(paths, fields))
+            session.commit()
+            _run(store, loaded, space, read_samples(paths, fields), dataset, fields.label is not None, options, meter)
         except KeyboardInterrupt:
             session.rollback()
             report.is_interrupted = True
@@ -102,7 +105,7 @@ def ingest(
 
 def _load(session: Session, model: str | None, revision: str | None, options: IngestOptions) -> LoadedModel:
     spaces = session.scalars(sa.select(Space)).all()
-    loaded = load_for_ingest(model, revision, options.space, device=options.device, known_spaces=spaces)
+    loaded = load_for_ingest(model, revision, options.space, device=options.device.split(",")[0], known_spaces=spaces)
     loaded.encoder.on_long = options.on_long
     return loaded
 
@@ -142,130 +145,59 @@ def _count(session: Session, dataset: str) -> int:
     return session.scalar(query) or 0
 
 
-class _Run:
-    """The open segment of an ingest, and what goes into it."""
+def _run(
+    store: Store,
+    loaded: LoadedModel,
+    space: Space,
+    items: Iterator[Sample | BadRow],
+    dataset: str,
+    has_label: bool,
+    options: IngestOptions,
+    meter: Meter,
+) -> None:
+    """Three at once: one thread reads and encodes ahead, the model computes, one thread writes and commits behind."""
+    meter.report.space = space.fingerprint
+    with store.session() as session:
+        numbers = RowNumbers.load(session, space.id, dataset_named(session, dataset))
+        first_new_id = next_sample_id(session)
+        session.commit()  # the dataset's row: a transaction left open would lock the writer out
 
-    def __init__(
-        self,
-        store: Store,
-        session: Session,
-        loaded: LoadedModel,
-        space: Space,
-        dataset: str,
-        has_label: bool,
-        options: IngestOptions,
-        meter: Meter,
-    ):
-        self.store, self.session, self.space, self.options = store, session, space, options
-        self.meter, self.report = meter, meter.report
-        self.report.space = space.fingerprint
-        self.forward = Forward(loaded.lm, options.batch_tokens)
-        self.projection: Projection = store.projection(space).to(loaded.lm.device)
-        self.num_error_tokens: int = loaded.recipe["num_error_tokens"]
-        self.numbers = RowNumbers.load(session, space.id, dataset_named(session, dataset))
-        self.intake = Intake(
-            session, loaded.encoder, self.numbers, self.report, dataset, has_label, next_sample_id(session)
-        )
-        self.window: list[NewSample] = []
-        self.window_tokens = 0
-        self.rows_at_commit = 0
+    def windows() -> Generator[Window, None, None]:
+        with store.session() as session:  # of the thread that runs this
+            intake = Intake(session, loaded.encoder, numbers, meter, dataset, has_label, first_new_id, writer.committed)
+            most = {"most_samples": options.segment_samples, "most_tokens": options.segment_tokens}
+            yield from intake.windows(items, **most)
 
-    def take(self, items: Iterator[Sample | BadRow]) -> None:
-        """Reads, sorts and commits until the data ends; what was read of a file that breaks off is kept."""
-        try:
-            for new in self.intake.new_samples(items):
-                self.meter.waiting += len(new)
-                for sample in new:
-                    self._put(sample)
-                if self.report.rows - self.rows_at_commit >= _ROWS_BETWEEN_COMMITS:
-                    # The open segment stays open: where it is cut must depend on its samples only.
-                    commit_rows(self.session, self.numbers)
-                    self.rows_at_commit = self.report.rows
-                self.meter.tell("ingesting")
-        except UsageError:
-            self._commit()
-            raise
-        self._commit()
+    writer = SegmentWriter(store, space.id, numbers.dataset_id, meter.report)
+    with writer, _model(store, loaded, space, options, meter) as model, closing(ahead(windows())) as read:
+        under_way: deque[tuple[Window, Wait]] = deque()
+        for window in read:
+            under_way.append((window, model.submit([new.encoded for new in window.samples])))
+            while len(under_way) >= model.capacity:
+                done, wait = under_way.popleft()
+                writer.write(done, wait())
+            meter.tell("ingesting")
+        while under_way:
+            done, wait = under_way.popleft()
+            writer.write(done, wait())
+    meter.tell("ingesting")
 
-    def _put(self, sample: NewSample) -> None:
-        self.window.append(sample)
-        self.window_tokens += sample.encoded.num_tokens
-        if len(self.window) >= self.options.segment_samples or self.window_tokens >= self.options.segment_tokens:
-            self._commit()
 
-    def _commit(self) -> None:
-        """Runs the open segment through the model, writes it, and commits it with everything read so far."""
-        window, self.window, self.window_tokens = self.window, [], 0
-        self.rows_at_commit = self.report.rows
-        found = self._represent(window)
-        kept = [(new, part) for new, part in zip(window, found, strict=True) if part is not None]
-        if not kept:
-            commit_rows(self.session, self.numbers)
-        else:
-            first = next_sample_id(self.session)
-            ids = np.arange(first, first + len(kept), dtype=np.int64)
-            arrays = _arrays(ids, [part for _, part in kept])
-            name = f"{first:012d}-{kept[0][0].content_hash.hex()[:8]}"
-            with self.store.publishing("segments", name) as directory:
-                files = write_segment(directory, arrays)
-            segment = SegmentRow(
-                space_id=self.space.id,
-                name=name,
-                first_sample_id=first,
-                num_samples=len(kept),
-                num_tokens=len(arrays.hidden_scales),
-                files=[{"name": f.name, "sha256": f.sha256, "num_bytes": f.num_bytes} for f in files],
-                created_at=datetime.now(UTC),
-            )
-            rows = [self._row(int(id_), new, part) for id_, (new, part) in zip(ids, kept, strict=True)]
-            commit_segment(self.session, self.numbers, segment, rows)
-        self.intake.committed(window)
-        self.report.added += len(kept)
-        self.report.truncated += sum(new.encoded.is_truncated for new, _ in kept)
-        self.report.tokens += sum(new.encoded.num_tokens for new, _ in kept)
-        self.meter.tell("ingesting")
-
-    def _represent(self, window: list[NewSample]) -> list[Representation | None]:
-        found: list[Representation | None] = [None] * len(window)
-        encoded = [new.encoded for new in window]
-        for positions, parts in self.forward.representations(encoded, self.projection, self.num_error_tokens):
-            for at, position in enumerate(positions):
-                part = None if parts is None else parts[at]
-                if part is not None and part.is_finite:
-                    found[position] = part
-                    continue
-                new = window[position]
-                reason = (
-                    "not finite: the model gives NaN or infinity on this sample"
-                    if part is not None
-                    else f"out of memory: {new.encoded.num_tokens:,} tokens do not fit alone"
-                )
-                self.intake.quarantine(new.sample.source, new.sample.row, reason, new.sample.full_text)
-            self.meter.passed(len(positions), sum(encoded[position].num_tokens for position in positions))
-        return found
-
-    def _row(self, sample_id: int, new: NewSample, part: Representation) -> dict[str, object]:
-        sample = new.sample
-        return {
-            "id": sample_id,
-            "space_id": self.space.id,
-            "dataset_id": self.numbers.dataset_id,
-            "content_hash": new.content_hash,
-            "row": new.row,
-            "key": new.key,
-            "has_own_key": sample.key is not None,
-            "label": sample.label,
-            "text": sample.text,
-            "prompt": sample.prompt,
-            "response": sample.response,
-            "meta": sample.meta,
-            "num_tokens": new.encoded.num_tokens,
-            "num_counted": new.encoded.num_counted,
-            "is_truncated": new.encoded.is_truncated,
-            "norm": part.norm,
-            "captured": min(1.0, float(np.square(part.sketch, dtype=np.float64).sum()) / max(part.norm**2, 1e-30)),
-            "loss": part.loss,
-        }
+@contextmanager
+def _model(
+    store: Store, loaded: LoadedModel, space: Space, options: IngestOptions, meter: Meter
+) -> Iterator[Local | Workers]:
+    devices = options.device.split(",")
+    num_error_tokens: int = loaded.recipe["num_error_tokens"]
+    if len(devices) == 1:
+        projection = store.projection(space).to(loaded.lm.device)
+        yield Local(Forward(loaded.lm, options.batch_tokens), projection, num_error_tokens, meter.passed)
+        return
+    path = store.root / "spaces" / space.fingerprint / PROJECTION_FILE
+    recipe = Recipe(loaded.directory, loaded.recipe["dtype"], path, num_error_tokens, options.batch_tokens)
+    loaded.release()  # the workers have models of their own
+    with Workers(devices, recipe, meter.passed) as workers:
+        yield workers
 
 
 def _draw(samples: Iterator[object], seed: int) -> list[Sample]:
@@ -290,18 +222,3 @@ def _within(samples: list[EncodedSample], max_counted: int) -> list[EncodedSampl
     """The first samples, at least one, with at most so many counted tokens: still a random draw, of all lengths."""
     ends = np.cumsum([sample.num_counted for sample in samples])
     return samples[: max(1, int(np.searchsorted(ends, max_counted, side="right")))]
-
-
-def _arrays(ids: np.ndarray, parts: list[Representation]) -> SegmentArrays:
-    factors = QuantizedFactors.concatenate([part.factors for part in parts])
-    return SegmentArrays(
-        ids=ids,
-        norms=np.array([part.norm for part in parts], dtype=np.float32),
-        sketches=np.stack([part.sketch for part in parts]).astype(np.float32),
-        hidden=factors.hidden,
-        hidden_scales=factors.hidden_scales,
-        error_tokens=factors.error_tokens,
-        error_values=factors.error_values,
-        error_scales=factors.error_scales,
-        offsets=np.cumsum([0] + [len(part.factors) for part in parts], dtype=np.int64),
-    )

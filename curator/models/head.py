@@ -20,6 +20,7 @@ __all__ = ["Head", "backbone", "find_head"]
 # Powers of two, exact in every dtype: so small that a softcap leaves it alone, so large that a softcap swallows it.
 _SMALL, _LARGE = 2.0**-10, 2.0**15
 _PROBE_TOKENS = 16
+_LIKELY_ENOUGH = 1e-30  # of a float32 probability, to take the logarithm of it
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class Head:
         logits = self.logits(hidden)
         slope = self._slope(logits)
         at_label = labels.unsqueeze(-1)
-        top, at_top = logits.max(dim=-1, keepdim=True)
-        behind = top - logits.gather(-1, at_label)
         errors = torch.softmax(logits, dim=-1, out=logits if not logits.requires_grad else None)
-        # From the likeliest token, whose probability never underflows as that of a label far behind it does.
-        losses = (behind - errors.gather(-1, at_top).log()).squeeze(-1)
         likelihood = errors.gather(-1, at_label)
+        losses = -likelihood.log().squeeze(-1)
+        # A label far behind the likeliest token underflows: only there the loss is worth another look at the logits.
+        unlikely = likelihood.squeeze(-1) < _LIKELY_ENOUGH
+        if unlikely.any():
+            again = self.logits(hidden[unlikely])
+            losses[unlikely] = torch.nn.functional.cross_entropy(again, labels[unlikely], reduction="none")
         errors = errors.neg_().scatter_(-1, at_label, 1.0 - likelihood)
         if slope is not None:
             errors *= slope

@@ -20,6 +20,7 @@ from index.projection import Projection
 __all__ = ["MAX_ELEMENTS", "Representation", "groups_of", "norms_of", "represent"]
 
 MAX_ELEMENTS = 1 << 25  # entries of one [tokens, V] buffer: 128 MiB in float32
+_GRAM_TOKENS = 64  # rows of pairs at once
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,21 @@ def _sums_by_gram(
     """
     errors, losses = head.errors(hidden, labels)
     states = hidden.float()
-    gram = (errors @ errors.transpose(1, 2)) * (states @ states.transpose(1, 2))
     tokens, values = top_errors(errors, labels, num_error_tokens)
     reduced = errors.transpose(1, 2) @ (states @ basis)
-    return _Sums(reduced, gram.sum((1, 2)), (losses * counted).sum(1), tokens, values)
+    return _Sums(reduced, _squared_norms(errors, states), (losses * counted).sum(1), tokens, values)
+
+
+def _squared_norms(errors: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """sum_{k,k'} <e_k, e_k'> <h_k, h_k'> of each sample [B]; of the two equal halves of the pairs, one is computed."""
+    total = torch.zeros(len(errors), dtype=torch.float64, device=errors.device)
+    for start in range(0, errors.shape[1], _GRAM_TOKENS):
+        rows, before = slice(start, start + _GRAM_TOKENS), slice(0, start + _GRAM_TOKENS)
+        pairs = (errors[:, rows] @ errors[:, before].transpose(1, 2)) * (
+            states[:, rows] @ states[:, before].transpose(1, 2)
+        )
+        total += 2.0 * pairs[..., :start].double().sum((1, 2)) + pairs[..., start:].double().sum((1, 2))
+    return total
 
 
 def _sums_by_gradient(

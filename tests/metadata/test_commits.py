@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from curator.metadata import database
-from curator.metadata.commits import RowNumbers, commit_rows, commit_segment, next_sample_id
+from curator.metadata.commits import commit_rows, commit_segment, next_sample_id
+from curator.metadata.row_numbers import RowNumbers
 from curator.metadata.spaces import dataset_named
 from curator.metadata.tables import Dataset, Extent, Quarantined, Sample
 from curator.types import BadRow
@@ -34,11 +35,11 @@ def test_files_that_grow_in_turns_keep_their_numbers(session: Session):
     numbers = load(session)
     assert [numbers.number("a", row) for row in (0, 1, 2)] == [0, 1, 2]
     assert [numbers.number("b", row) for row in (0, 1)] == [3, 4]
-    commit_rows(session, numbers)
+    commit_rows(session, numbers.take())
     numbers = load(session)
     assert [numbers.number("a", row) for row in range(5)] == [0, 1, 2, 5, 6]
     assert [numbers.number("b", row) for row in range(3)] == [3, 4, 7]
-    commit_rows(session, numbers)
+    commit_rows(session, numbers.take())
     assert session.scalars(sa.select(Dataset.next_row)).one() == 8
 
 
@@ -63,7 +64,7 @@ def test_a_number_belongs_to_one_row_for_ever(session: Session, reads):
         for place, number in committed.items():
             assert found.get(place, number) == number
         if is_committed:
-            commit_rows(session, numbers)
+            commit_rows(session, numbers.take())
             committed |= found
             sizes[source] = size
         else:
@@ -78,7 +79,7 @@ def test_a_bad_row_stays_in_quarantine_until_it_is_read_without_fault(session: S
         for row in range(last):
             numbers.number(source, row)
         numbers.bad += [BadRow(source, row, "reason") for row in bad]
-        commit_rows(session, numbers)
+        commit_rows(session, numbers.take())
         return [tuple(row) for row in session.execute(sa.select(Quarantined.source, Quarantined.row).order_by("row"))]
 
     assert read(5, [1, 4]) == [("a", 1), ("a", 4)]
@@ -102,7 +103,7 @@ def test_a_commit_that_fails_leaves_no_part_of_it(built: Path, store: Path):
         numbers = RowNumbers.load(session, 1, dataset_named(session, "demo"))
         numbers.number("new", 0)
         with pytest.raises(sa.exc.IntegrityError):  # the same content twice
-            commit_segment(session, numbers, Segment(name="new", **columns), [sample | {"id": first}])
+            commit_segment(session, numbers.take(), Segment(name="new", **columns), [sample | {"id": first}])
         session.rollback()
     with opened.session() as session:
         assert next_sample_id(session) == SIZE + 1
