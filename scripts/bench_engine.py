@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rerank", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         {"fidelity": fidelity, "ingest": ingest, "retrieval": retrieval, "kills": kills}[args.what](args, Path(folder))
@@ -190,9 +191,14 @@ def ingest(args: argparse.Namespace, folder: Path) -> None:
     samples = encode(args, lm, rows)
     forward, steady, first = [], [], []
     for repeat in range(args.repeats):
-        forward.append(_seconds(lambda: _forward_all(lm, samples)))
+        forward.append(_seconds(lambda: _forward_all(lm, samples, args.batch_tokens)))
         with Curator.open(folder / f"store{repeat}", device="cpu") as curator:
-            options = {"model": str(args.model), "positions": args.positions, **fields(args)}
+            options = {
+                "model": str(args.model),
+                "positions": args.positions,
+                "batch_tokens": args.batch_tokens,
+                **fields(args),
+            }
             curator.ingest(few, dataset="few", **options)  # makes the space
             steady.append(_seconds(lambda c=curator, o=options: c.ingest(data, dataset="train", **o)))
         with Curator.open(folder / f"fresh{repeat}", device="cpu") as curator:
@@ -207,14 +213,14 @@ def ingest(args: argparse.Namespace, folder: Path) -> None:
 
 
 @torch.inference_mode()
-def _forward_all(lm: CausalLM, samples: list[EncodedSample]) -> None:
+def _forward_all(lm: CausalLM, samples: list[EncodedSample], batch_tokens: int) -> None:
     # The batches of an ingest: segments of 250,000 tokens, sorted inside.
     start = size = 0
     for stop, sample in enumerate(samples, start=1):
         size += sample.num_tokens
         if size >= 250_000 or stop == len(samples):
             segment, start, size = samples[start:stop], stop, 0
-            for batch in make_batches([item.num_tokens for item in segment], 8192):
+            for batch in make_batches([item.num_tokens for item in segment], batch_tokens):
                 lm.forward([segment[i] for i in batch])
 
 
