@@ -59,9 +59,14 @@ def groups_of(counts: list[int], vocab_size: int, max_elements: int = MAX_ELEMEN
 
 @torch.inference_mode()
 def represent(
-    batch: CountedHidden, head: Head, projection: Projection, *, num_error_tokens: int, max_elements: int = MAX_ELEMENTS
+    batch: CountedHidden, head: Head, projection: Projection, *, num_error_tokens: int, max_elements: int | None = None
 ) -> list[Representation]:
-    """Representations of the batch's samples, in batch order."""
+    """Representations of the batch's samples, in batch order; no buffer has more than `max_elements` of [tokens, V].
+
+    The default on a GPU is 1 GiB: every group of samples is a round trip to the host there.
+    """
+    if max_elements is None:
+        max_elements = MAX_ELEMENTS * (8 if batch.hidden.is_cuda else 1)
     hidden, labels = batch.hidden.split(batch.counts), batch.labels.split(batch.counts)
     found: dict[int, Representation] = {}
     for group in groups_of(batch.counts, head.vocab_size, max_elements):
