@@ -161,7 +161,6 @@ class _Run:
         self.report.space = space.fingerprint
         self.forward = Forward(loaded.lm, options.batch_tokens)
         self.projection: Projection = store.projection(space).to(loaded.lm.device)
-        self.num_error_tokens: int = loaded.recipe["num_error_tokens"]
         self.numbers = RowNumbers.load(session, space.id, dataset_named(session, dataset))
         self.intake = Intake(
             session, loaded.encoder, self.numbers, self.report, dataset, has_label, next_sample_id(session)
@@ -213,7 +212,7 @@ class _Run:
                 name=name,
                 first_sample_id=first,
                 num_samples=len(kept),
-                num_tokens=len(arrays.hidden_scales),
+                num_tokens=len(arrays.factors),
                 files=[{"name": f.name, "sha256": f.sha256, "num_bytes": f.num_bytes} for f in files],
                 created_at=datetime.now(UTC),
             )
@@ -228,7 +227,7 @@ class _Run:
     def _represent(self, window: list[NewSample]) -> list[Representation | None]:
         found: list[Representation | None] = [None] * len(window)
         encoded = [new.encoded for new in window]
-        for positions, parts in self.forward.representations(encoded, self.projection, self.num_error_tokens):
+        for positions, parts in self.forward.representations(encoded, self.projection):
             for at, position in enumerate(positions):
                 part = None if parts is None else parts[at]
                 if part is not None and part.is_finite:
@@ -293,15 +292,10 @@ def _within(samples: list[EncodedSample], max_counted: int) -> list[EncodedSampl
 
 
 def _arrays(ids: np.ndarray, parts: list[Representation]) -> SegmentArrays:
-    factors = QuantizedFactors.concatenate([part.factors for part in parts])
     return SegmentArrays(
         ids=ids,
         norms=np.array([part.norm for part in parts], dtype=np.float32),
         sketches=np.stack([part.sketch for part in parts]).astype(np.float32),
-        hidden=factors.hidden,
-        hidden_scales=factors.hidden_scales,
-        error_tokens=factors.error_tokens,
-        error_values=factors.error_values,
-        error_scales=factors.error_scales,
+        factors=QuantizedFactors.concatenate([part.factors for part in parts]),
         offsets=np.cumsum([0] + [len(part.factors) for part in parts], dtype=np.int64),
     )

@@ -151,7 +151,7 @@ def test_a_sample_does_not_depend_on_its_batch_in_the_model(family: str) -> None
     projection = calibrate([lm.hidden(samples)], lm.head, ranks=Ranks(8, 4, 6, 16), seed=0)
 
     def of(order: list[int]) -> list[Representation]:
-        return represent(lm.hidden([samples[i] for i in order]), lm.head, projection, num_error_tokens=5)
+        return represent(lm.hidden([samples[i] for i in order]), lm.head, projection)
 
     alone = [of([i])[0] for i in range(4)]
     assert_same(of([0, 1, 2, 3]), alone)
@@ -182,7 +182,7 @@ def test_one_number_that_is_not_finite_is_enough(change: dict[str, Any]) -> None
 def test_a_perfectly_predicted_sample_has_norm_zero() -> None:
     head = Head(200 * torch.eye(V, H), None)
     batch = CountedHidden(torch.eye(H)[:3].repeat(2, 1), torch.arange(3).repeat(2), [3, 3])
-    found = represent(batch, head, fitted(head_of("plain")), num_error_tokens=5)
+    found = represent(batch, head, fitted(head_of("plain")))
     assert [one.norm for one in found] == [0.0, 0.0]
     assert all(one.is_finite and not one.sketch.any() and not one.factors.error_values.any() for one in found)
 
@@ -192,7 +192,7 @@ def test_a_bfloat16_model_is_represented_in_float32() -> None:
     head = Head(head_of("plain").weight.bfloat16(), None)
     batch = random_counted([5, 40], head)
     projection = fitted(head_of("plain"))
-    found = represent(batch, head, projection, num_error_tokens=5)
+    found = represent(batch, head, projection)
     for one, representation in zip(each(batch), found, strict=True):
         gradient = head.errors(one.hidden, one.labels)[0].double().T @ one.hidden.double()
         assert representation.norm == pytest.approx(gradient.norm().item(), rel=1e-5)
