@@ -155,7 +155,7 @@ def keep_errors(errors: torch.Tensor, labels: torch.Tensor, counted: torch.Tenso
     """The errors [..., V] of the counted tokens, rounded to steps, without those that round to zero.
 
     An error is positive at its label and negative elsewhere: one comparison finds what is kept, many times cheaper
-    than the largest of each token. Raises ValueError for a step below 1 / 255 of the largest error possible.
+    than the largest of each token. Codes are bytes: a step must be at least 4 / 255 of the largest error possible.
     """
     vocab_size = errors.shape[-1]
     at_label = labels.unsqueeze(-1)

@@ -19,7 +19,7 @@ def clustered_sketches(rng: np.random.Generator, num_samples: int, width: int) -
 def random_factors(
     rng: np.random.Generator, counts: list[int], factor_rank: int = 6, vocabulary: int = 50_000
 ) -> QuantizedFactors:
-    """Valid factors of samples with so many tokens each: steps per sample, 0 to 4 others a token, confident ones too."""
+    """Valid factors of samples with so many tokens each: steps per sample, 0 to 4 others a token."""
     num_tokens = sum(counts)
     others = rng.integers(0, 5, num_tokens).astype(np.uint8)
     ids = [np.sort(rng.choice(vocabulary, size, replace=False)) for size in others]

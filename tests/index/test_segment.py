@@ -124,7 +124,7 @@ def test_a_segment_of_the_first_format_is_refused_with_what_to_do(tmp_path: Path
     write_segment(tmp_path, arrays)
     path = tmp_path / "factors.safetensors"
     path.write_bytes(path.read_bytes().replace(b"forvalue-segment/2", b"forvalue-segment/1"))
-    with pytest.raises(StoredFileError, match="'forvalue-segment/1', expected 'forvalue-segment/2'.*ingest again"):
+    with pytest.raises(StoredFileError, match=r"'forvalue-segment/1', expected 'forvalue-segment/2'.*ingest again"):
         Segment(tmp_path)
 
 
