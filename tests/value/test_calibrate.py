@@ -250,8 +250,8 @@ def test_on_a_trained_model_each_tier_ranks_as_the_exact_value_does(tiers: Tiers
 
 
 def test_on_a_trained_model_sketch_and_factors_together_are_far_closer_than_either(tiers: Tiers) -> None:
-    """The sketch has the tail of the errors, the factors what lies outside the sketch (measured: 3 and 7.6 times)."""
-    assert tiers.error(tiers.by_factors) > 2 * tiers.error(tiers.by_both)
+    """The sketch has the tail of the errors, the factors what lies outside the sketch (measured: 4.9 and 7.6 times)."""
+    assert tiers.error(tiers.by_factors) > 3 * tiers.error(tiers.by_both)
     assert tiers.error(tiers.by_sketch) > 5 * tiers.error(tiers.by_both)
 
 
