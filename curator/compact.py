@@ -86,7 +86,7 @@ def _rewrite(store: Store, session: Session, space: Space, group: list[SegmentRo
             name=name,
             first_sample_id=int(arrays.ids[0]),
             num_samples=len(arrays.ids),
-            num_tokens=len(arrays.hidden_scales),
+            num_tokens=len(arrays.factors),
             files=[{"name": f.name, "sha256": f.sha256, "num_bytes": f.num_bytes} for f in files],
             created_at=datetime.now(UTC),
         )
@@ -114,15 +114,10 @@ def _has_live(session: Session, segment_id: int) -> bool:
 def _merged(segments: list[Segment], kept: list[np.ndarray]) -> SegmentArrays:
     places = [(s, int(row)) for s, mask in zip(segments, kept, strict=True) for row in np.flatnonzero(mask)]
     parts = [segment.factors(row) for segment, row in places]
-    factors = QuantizedFactors.concatenate(parts)
     return SegmentArrays(
         ids=np.array([segment.ids[row] for segment, row in places], dtype=np.int64),
         norms=np.array([segment.norms[row] for segment, row in places], dtype=np.float32),
         sketches=np.concatenate([s.sketch_rows(np.flatnonzero(m)) for s, m in zip(segments, kept, strict=True)]),
-        hidden=factors.hidden,
-        hidden_scales=factors.hidden_scales,
-        error_tokens=factors.error_tokens,
-        error_values=factors.error_values,
-        error_scales=factors.error_scales,
+        factors=QuantizedFactors.concatenate(parts),
         offsets=np.cumsum([0] + [len(part) for part in parts], dtype=np.int64),
     )

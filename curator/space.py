@@ -25,6 +25,7 @@ from curator.models import (
     locate,
 )
 from curator.store import PROJECTION_FILE, SPACE_FILE, Store
+from index.factors import ERROR_STEP
 from index.projection import Projection
 from index.stored import hash_file
 
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 _DEFAULT_MAX_LENGTH = 2048
-NUM_ERROR_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LoadedModel:
 
 
 def recipe_of(
-    files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str, num_error_tokens: int
+    files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str, error_step: float
 ) -> dict[str, Any]:
     """Everything that decides a sample's representation, but for the projection."""
     return {
@@ -84,7 +84,7 @@ def recipe_of(
         "positions": positions,
         "max_length": max_length,
         "dtype": dtype,
-        "num_error_tokens": num_error_tokens,
+        "error_step": error_step,
     }
 
 
@@ -113,9 +113,7 @@ def load_for_ingest(
     if lm.context is not None and max_length > lm.context:
         raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
     positions = options.positions or before.get("positions", "response")
-    recipe = recipe_of(
-        files, positions=positions, max_length=max_length, dtype=lm.dtype, num_error_tokens=NUM_ERROR_TOKENS
-    )
+    recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype, error_step=ERROR_STEP)
     is_local = Path(model).expanduser().is_dir()
     name = str(directory) if is_local else model
     # A hub's branch moves: the snapshot's commit, which names its directory, is what the space is made of.

@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from index.errors import FaissMissingError, StoredFileError
-from index.factors import QuantizedFactors, quantize, token_values
+from index.factors import KeptErrors, QuantizedFactors, keep_errors, quantize, token_values
 from index.faiss_index import FaissIndex
 from index.fit import HiddenMoment, RangeFinder, fit_rotation
 from index.projection import Projection
@@ -17,6 +17,7 @@ __all__ = [
     "FaissIndex",
     "FaissMissingError",
     "HiddenMoment",
+    "KeptErrors",
     "Projection",
     "QuantizedFactors",
     "RangeFinder",
@@ -24,6 +25,7 @@ __all__ = [
     "SegmentArrays",
     "StoredFileError",
     "fit_rotation",
+    "keep_errors",
     "quantize",
     "scan",
     "token_values",

@@ -1,32 +1,36 @@
 """Segments: what ingest keeps of N samples and their K counted tokens, written once and never changed.
 
-The format, "forvalue-segment/1". A segment is a directory that holds two safetensors files (little-endian, C order):
+The format, "forvalue-segment/2". A segment is a directory that holds two safetensors files (little-endian, C order):
 
     sketches.safetensors                          factors.safetensors
-      ids       I64 [N]     the samples' ids        offsets        I64 [N+1]       where samples' tokens start
-      norms     F32 [N]     ||G||                   hidden         I8  [K, r]      h in r dimensions, quantized
-      scales    F32 [N]     of the sketches         hidden_scales  F32 [K]         h = hidden_scales * hidden
-      sketches  F16 [N, D]  quantized               error_tokens   U16|U32 [K, s]  where e is largest
-                                                    error_values   I8  [K, s]      e there, quantized
-                                                    error_scales   F32 [K]         e = error_scales * error_values
-                                                  error_tokens[:, 0] are the labels, the tokens to predict
+      ids       I64 [N]     the samples' ids        factor_rank  I64 [1]       F, hidden dimensions of a token
+      norms     F32 [N]     ||G||                   offsets      I64 [N+1]     where samples' tokens start
+      scales    F32 [N]     of the sketches         places       I64 [N+1]     where samples' packed bytes start
+      sketches  F16 [N, D]  quantized               steps        F32 [N, 1+B]  of errors, and of hidden in B bands
+                                                    packed       U8  [bytes]   one zstd frame a sample
 
-- The header's `__metadata__` MUST be {"format": "forvalue-segment/1"}: one key, since safetensors writes several in
+- The header's `__metadata__` MUST be {"format": "forvalue-segment/2"}: one key, since safetensors writes several in
   random order and equal segments must have equal bytes. Any other value MUST be refused.
 - ids MUST be ascending without repeats and >= 0: -1 means "no result" in an answer.
 - A sketch is scales[i] * sketches[i]. scales[i] MUST be positive; a writer takes max |sketch|, which brings every row
   into [-1, 1], where float16 can neither overflow nor lose a small row, and 1 for a row of zeros.
-- norms and all scales MUST be finite, norms >= 0.
-- The tokens of sample i are rows offsets[i]:offsets[i+1] of every factors tensor. offsets MUST start at 0, never
-  fall, and end at K; a sample MAY have no tokens, a segment MAY have no samples.
-- error_tokens MUST be U16 where the vocabulary has at most 65,536 entries, else U32.
+- norms, scales and steps MUST be finite, norms and steps >= 0.
+- Sample i has offsets[i+1] - offsets[i] counted tokens, packed in bytes places[i]:places[i+1]. Both MUST start at 0,
+  never fall, and end at K and at the size of packed; a sample MAY have no tokens and then MUST have no bytes, a
+  segment MAY have no samples.
+- A frame, decompressed, MUST hold the planes of index/packing.py: hidden codes int8 [K_i, F], the label's code, the
+  number of other tokens kept, ids of 24 bits (labels, then others), the others' codes. With the steps that is
+      h = steps[i, 1 + b] * code, dimensions in bands [0], [1], [2, 3], [4..7], ..., B of them
+      e = steps[i, 0] / 4 * code at the label, -steps[i, 0] * code at the others
+  Others MUST ascend within a token, with codes of 1 or more. A frame MUST say its decompressed size and MAY be
+  compressed at any level, in any blocks; the same release of zstd gives equal segments equal bytes.
 - A writer MUST check all of this before it writes a byte, and fsync both files and the directory. Files MUST NOT be
   changed in place: readers map them. A reader MUST check the header against the file's size before it maps.
 - Both files' sha256 and sizes belong in the database; flipped bits in tensors are found only by comparing these.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +39,8 @@ import torch
 from safetensors.numpy import save
 
 from index.errors import StoredFileError
-from index.factors import QuantizedFactors
+from index.factors import QuantizedFactors, band_edges
+from index.packing import MAX_TOKEN_ID, pack, unpack
 from index.stored import MappedTensors, StoredFile, fsync_directory, hash_file, verify_files, write_durably
 
 __all__ = [
@@ -43,43 +48,51 @@ __all__ = [
     "SegmentArrays",
     "StoredFile",
     "hash_file",
-    "token_dtype",
     "verify_files",
     "write_segment",
 ]
 
-FORMAT = "forvalue-segment/1"
+FORMAT = "forvalue-segment/2"
 SKETCHES_FILE = "sketches.safetensors"
 FACTORS_FILE = "factors.safetensors"
-TOKEN_DTYPES = ("uint16", "uint32")
+MAX_FACTOR_RANK = 1 << 20  # a flipped bit must not make us ask for gigabytes
 
-# name -> (dtypes, shape); equal letters are equal sizes: N samples, D sketch width, K tokens, r and s as above.
-ARRAYS = {
-    "ids": (("int64",), "N"),
-    "norms": (("float32",), "N"),
-    "sketches": (("float32",), "ND"),
-    "hidden": (("int8",), "Kr"),
-    "hidden_scales": (("float32",), "K"),
-    "error_tokens": (TOKEN_DTYPES, "Ks"),
-    "error_values": (("int8",), "Ks"),
-    "error_scales": (("float32",), "K"),
-    "offsets": (("int64",), "+"),
+# What a writer takes: name -> (dtype, shape); equal letters are equal sizes: N samples, D sketch width, K tokens,
+# F factor rank, B one more than its bands, n others. And what a reader finds, with P = N + 1, X bytes, 1 for one.
+ARRAYS = {"ids": ("int64", "N"), "norms": ("float32", "N"), "sketches": ("float32", "ND"), "offsets": ("int64", "P")}
+FACTORS = {
+    "hidden": ("int8", "KF"),
+    "steps": ("float32", "KB"),
+    "labels": ("uint32", "K"),
+    "label_codes": ("uint8", "K"),
+    "counts": ("uint8", "K"),
+    "others": ("uint32", "n"),
+    "other_codes": ("uint8", "n"),
+}
+STORED_SKETCHES = {
+    "ids": ("int64", "N"),
+    "norms": ("float32", "N"),
+    "scales": ("float32", "N"),
+    "sketches": ("float16", "ND"),
+}
+STORED_FACTORS = {
+    "factor_rank": ("int64", "1"),
+    "offsets": ("int64", "P"),
+    "places": ("int64", "P"),
+    "steps": ("float32", "NB"),
+    "packed": ("uint8", "X"),
 }
 
 
 @dataclass
 class SegmentArrays:
-    """What `write_segment` takes: the tensors of the format, but for the sketches, float32, which it quantizes."""
+    """What `write_segment` takes; it quantizes the sketches and packs the factors."""
 
     ids: np.ndarray  # [N] int64
     norms: np.ndarray  # [N] float32
     sketches: np.ndarray  # [N, D] float32
-    hidden: np.ndarray  # [K, r] int8
-    hidden_scales: np.ndarray  # [K] float32
-    error_tokens: np.ndarray  # [K, s] uint16 or uint32
-    error_values: np.ndarray  # [K, s] int8
-    error_scales: np.ndarray  # [K] float32
-    offsets: np.ndarray  # [N + 1] int64
+    factors: QuantizedFactors  # of all K tokens, sample after sample
+    offsets: np.ndarray  # [N + 1] int64: where samples' tokens start
 
     @classmethod
     def of_sketches(cls, ids: np.ndarray, sketches: np.ndarray) -> "SegmentArrays":
@@ -88,18 +101,9 @@ class SegmentArrays:
             ids=ids,
             norms=np.linalg.norm(sketches, axis=1).astype(np.float32),
             sketches=sketches,
-            hidden=np.empty((0, 1), np.int8),
-            hidden_scales=np.empty(0, np.float32),
-            error_tokens=np.empty((0, 1), np.uint16),
-            error_values=np.empty((0, 1), np.int8),
-            error_scales=np.empty(0, np.float32),
+            factors=QuantizedFactors.empty(),
             offsets=np.zeros(len(ids) + 1, np.int64),
         )
-
-
-def token_dtype(vocabulary: int) -> np.dtype:
-    """Return the dtype in which segments hold token ids of a vocabulary of this many entries."""
-    return np.dtype("uint16" if vocabulary <= 65_536 else "uint32")
 
 
 def write_segment(directory: Path, arrays: SegmentArrays) -> list[StoredFile]:
@@ -115,9 +119,8 @@ def write_segment(directory: Path, arrays: SegmentArrays) -> list[StoredFile]:
             raise FileExistsError(f"{path} exists: a segment is never overwritten; write it to a fresh directory")
     quantized, scales = _quantize(arrays.sketches)
     sketches = {"ids": arrays.ids, "norms": arrays.norms, "scales": scales, "sketches": quantized}
-    factors = {name: getattr(arrays, name) for name in ARRAYS if name not in sketches}
     files = []
-    for path, tensors in zip(paths, (sketches, factors), strict=True):
+    for path, tensors in zip(paths, (sketches, _packed(arrays)), strict=True):
         contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         files.append(write_durably(path, save(contiguous, {"format": FORMAT})))
     fsync_directory(directory)
@@ -130,29 +133,71 @@ def _quantize(sketches_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (sketches_ND / scales[:, None]).astype(np.float16), scales
 
 
+def _packed(arrays: SegmentArrays) -> dict[str, np.ndarray]:
+    samples = arrays.factors.split(np.diff(arrays.offsets).tolist())
+    packed = [pack(factors) for factors in samples]
+    steps = np.zeros((len(samples), arrays.factors.steps.shape[1]), np.float32)
+    for row, factors in enumerate(samples):
+        steps[row] = factors.steps[0] if len(factors) else 0
+    return {
+        "factor_rank": np.array([arrays.factors.hidden.shape[1]], np.int64),
+        "offsets": arrays.offsets,
+        "places": np.cumsum([0] + [len(one) for one in packed], dtype=np.int64),
+        "steps": steps,
+        "packed": np.frombuffer(b"".join(packed), np.uint8),
+    }
+
+
 def _validate(arrays: SegmentArrays) -> None:
     sizes: dict[str, int] = {}
-    for name, (dtypes, dims) in ARRAYS.items():
-        array = getattr(arrays, name)
-        if not isinstance(array, np.ndarray) or array.dtype.name not in dtypes:
-            raise ValueError(f"{name} must be an array of {' or '.join(dtypes)}, got {_describe(array)}")
-        if array.ndim != len(dims):
-            raise ValueError(f"{name} must have {len(dims)} dimension(s), got {_describe(array)}")
-        for dim, size in zip(dims, array.shape, strict=True):
-            if sizes.setdefault(dim, size) != size:
-                raise ValueError(
-                    f"{name} must have {dim} = {sizes[dim]} as the arrays before it, got {_describe(array)}"
-                )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} values that are not")
+    for owner, expected in ((arrays, ARRAYS), (arrays.factors, FACTORS)):
+        for name, (dtype, dims) in expected.items():
+            _check_array(name, getattr(owner, name), dtype, dims, sizes)
     if sizes["D"] == 0:
         raise ValueError("sketches must be at least 1 wide, got 0")
-    for name in ("norms", "hidden_scales", "error_scales"):
-        if (getattr(arrays, name) < 0).any():
-            raise ValueError(f"{name} must not be negative, got {getattr(arrays, name).min()}")
-    for problem in (_ids_problem(arrays.ids), _offsets_problem(arrays.offsets, sizes["N"], sizes["K"])):
+    for name, sized in (("norms", arrays.norms), ("steps", arrays.factors.steps)):
+        if (sized < 0).any():
+            raise ValueError(f"{name} must not be negative, got {sized.min()}")
+    problems = (
+        _ids_problem(arrays.ids),
+        _offsets_problem("offsets", arrays.offsets, sizes["N"], sizes["K"]),
+        _factors_problem(arrays.factors, sizes),
+    )
+    for problem in problems:
         if problem:
             raise ValueError(problem)
+    of_sample = np.repeat(arrays.offsets[:-1], np.diff(arrays.offsets))
+    if (arrays.factors.steps != arrays.factors.steps[of_sample]).any():
+        raise ValueError("steps must be the same for all tokens of a sample")
+
+
+def _check_array(name: str, array: object, dtype: str, dims: str, sizes: dict[str, int]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
+        raise ValueError(f"{name} must be an array of {dtype}, got {_describe(array)}")
+    if array.ndim != len(dims):
+        raise ValueError(f"{name} must have {len(dims)} dimension(s), got {_describe(array)}")
+    for dim, size in zip(dims, array.shape, strict=True):
+        if sizes.setdefault(dim, size) != size:
+            raise ValueError(f"{name} must have {dim} = {sizes[dim]} as the arrays before it, got {_describe(array)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} values that are not")
+
+
+def _factors_problem(factors: QuantizedFactors, sizes: dict[str, int]) -> str | None:
+    if sizes["B"] != len(band_edges(sizes["F"])):
+        return f"steps must have {len(band_edges(sizes['F']))} columns for {sizes['F']} dimensions, got {sizes['B']}"
+    ends = np.cumsum(factors.counts, dtype=np.int64)
+    num_others = int(ends[-1]) if len(ends) else 0
+    if num_others != sizes["n"]:
+        return f"counts must add up to the {sizes['n']} others, got {num_others}"
+    for name, ids in (("labels", factors.labels), ("others", factors.others)):
+        if (ids > MAX_TOKEN_ID).any():
+            return f"{name} must be at most {MAX_TOKEN_ID}, got {ids.max()}"
+    if (factors.other_codes == 0).any():
+        return "other_codes must be 1 or more: an error that rounds to zero is not kept"
+    falls = np.diff(factors.others.astype(np.int64)) <= 0
+    falls[ends[(ends > 0) & (ends < num_others)] - 1] = False  # from one token to the next
+    return "others must ascend within each token" if falls.any() else None
 
 
 def _describe(array: object) -> str:
@@ -166,12 +211,12 @@ def _ids_problem(ids_N: np.ndarray) -> str | None:
     return f"ids must ascend without repeats, got {ids_N[falls[0] : falls[0] + 2].tolist()}" if len(falls) else None
 
 
-def _offsets_problem(offsets: np.ndarray, num_samples: int, num_tokens: int) -> str | None:
+def _offsets_problem(name: str, offsets: np.ndarray, num_samples: int, end: int) -> str | None:
     if len(offsets) != num_samples + 1:
-        return f"offsets must have {num_samples + 1} entries for {num_samples} samples, got {len(offsets)}"
-    if offsets[0] != 0 or offsets[-1] != num_tokens:
-        return f"offsets must run from 0 to {num_tokens}, got {offsets[0]} to {offsets[-1]}"
-    return "offsets must not fall" if (np.diff(offsets) < 0).any() else None
+        return f"{name} must have {num_samples + 1} entries for {num_samples} samples, got {len(offsets)}"
+    if offsets[0] != 0 or offsets[-1] != end:
+        return f"{name} must run from 0 to {end}, got {offsets[0]} to {offsets[-1]}"
+    return f"{name} must not fall" if (np.diff(offsets) < 0).any() else None
 
 
 class Segment:
@@ -184,19 +229,24 @@ class Segment:
         self.directory = directory
         self._sketches = MappedTensors(directory / SKETCHES_FILE, FORMAT)
         self._factors = MappedTensors(directory / FACTORS_FILE, FORMAT)
-        sizes: dict[str, int] = {}
-        for name, (dtypes, dims) in ARRAYS.items():
-            file = self._sketches if name in ("ids", "norms", "sketches") else self._factors
-            shape = file.shape(name, ("float16",) if name == "sketches" else dtypes, len(dims))
-            for dim, size in zip(dims, shape, strict=True):
-                if sizes.setdefault(dim, size) != size:
-                    raise StoredFileError(f"{file.path}: {name} has {dim} = {size}, other tensors have {sizes[dim]}")
-        if self._sketches.shape("scales", ("float32",), 1) != (sizes["N"],) or sizes["D"] == 0:
-            raise StoredFileError(f"{self._sketches.path}: scales or width do not fit {sizes['N']} samples")
-        self.num_samples, self.width, self.num_tokens = sizes["N"], sizes["D"], sizes["K"]
+        sizes: dict[str, int] = {"1": 1}
+        for file, expected in ((self._sketches, STORED_SKETCHES), (self._factors, STORED_FACTORS)):
+            for name, (dtype, dims) in expected.items():
+                for dim, size in zip(dims, file.shape(name, dtype, len(dims)), strict=True):
+                    if sizes.setdefault(dim, size) != size:
+                        raise StoredFileError(
+                            f"{file.path}: {name} has {dim} = {size}, other tensors have {sizes[dim]}"
+                        )
+        if sizes["P"] != sizes["N"] + 1 or sizes["D"] == 0:
+            raise StoredFileError(f"{self._factors.path}: offsets or width do not fit {sizes['N']} samples")
+        self.num_samples, self.width = sizes["N"], sizes["D"]
         self.ids: np.ndarray = self._loaded("ids")  # [N] int64
         self.norms: np.ndarray = self._loaded("norms")  # [N] float32
-        self._factors.array("offsets")  # maps the file: removed by a compaction, it stays readable here
+        # This maps the factors, too: a file that a compaction removes stays readable here.
+        self.num_tokens = int(self._factors.array("offsets")[-1])
+        self.factor_rank = int(self._factors.array("factor_rank")[0])
+        if not 1 <= self.factor_rank <= MAX_FACTOR_RANK or sizes["B"] != len(band_edges(self.factor_rank)):
+            raise StoredFileError(f"{self._factors.path}: steps do not fit factor_rank {self.factor_rank}")
         if problem := _ids_problem(self.ids):
             raise StoredFileError(f"{self._sketches.path}: {problem}; verify the store")
 
@@ -209,11 +259,14 @@ class Segment:
         return array
 
     @cached_property
-    def _offsets(self) -> np.ndarray:
-        offsets = self._factors.array("offsets").copy()
-        if problem := _offsets_problem(offsets, self.num_samples, self.num_tokens):
-            raise StoredFileError(f"{self._factors.path}: {problem}; verify the store")
-        return offsets
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where samples' tokens start, and their packed bytes: int64 [N + 1] each."""
+        edges = self._factors.array("offsets").copy(), self._factors.array("places").copy()
+        ends = self.num_tokens, len(self._factors.array("packed"))
+        for name, starts, end in zip(("offsets", "places"), edges, ends, strict=True):
+            if problem := _offsets_problem(name, starts, self.num_samples, end):
+                raise StoredFileError(f"{self._factors.path}: {problem}; verify the store")
+        return edges
 
     def quantized(self, rows: slice | np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """Return stored sketches [n, D], float16 in [-1, 1], and their scales [n], for products that apply these last.
@@ -240,11 +293,22 @@ class Segment:
             yield self.ids[start : start + block_rows], self.sketches(start, start + block_rows)
 
     def factors(self, row: int) -> QuantizedFactors:
-        """Return the factors of the sample at this row number. Raises IndexError beyond the last."""
+        """Return the factors of the sample at this row number: their bytes are read and unpacked, no others.
+
+        Raises IndexError beyond the last, and StoredFileError where the bytes are damaged.
+        """
         if not 0 <= row < self.num_samples:
             raise IndexError(f"row {row} of a segment of {self.num_samples} samples")
-        tokens = slice(int(self._offsets[row]), int(self._offsets[row + 1]))
-        return QuantizedFactors(**{f.name: self._factors.array(f.name)[tokens] for f in fields(QuantizedFactors)})
+        offsets, places = self._edges
+        packed = self._factors.array("packed")[places[row] : places[row + 1]]
+        num_tokens = int(offsets[row + 1] - offsets[row])
+        try:
+            return unpack(packed.data, num_tokens, self.factor_rank, self._factors.array("steps")[row])
+        except ValueError as error:
+            raise StoredFileError(
+                f"{self._factors.path}: the factors of sample {self.ids[row]} cannot be read ({error}); "
+                "verify the store"
+            ) from error
 
 
 def _dequantize(quantized_ND: torch.Tensor, scales_N: np.ndarray) -> np.ndarray:

@@ -24,8 +24,7 @@ MAX_HEADER_BYTES = 1 << 20  # ours are below 1 KB; a flipped length must not mak
 
 DTYPES: dict[str, np.dtype] = {
     "I8": np.dtype("int8"),
-    "U16": np.dtype("<u2"),
-    "U32": np.dtype("<u4"),
+    "U8": np.dtype("uint8"),
     "I64": np.dtype("<i8"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -132,7 +131,10 @@ class MappedTensors:
             entries = json.loads(header)
             found = entries.pop("__metadata__", {}).get("format")
             if found != format_name:
-                raise self._error(f"format is {found!r}, expected {format_name!r}")
+                raise StoredFileError(
+                    f"{self.path}: format is {found!r}, expected {format_name!r}; a store of another release is not "
+                    "read: ingest again into a new one"
+                )
             tensors = {name: self._parse_tensor(entry, 8 + len(header)) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise self._error(f"unreadable header ({type(error).__name__}: {error})") from error
@@ -151,13 +153,15 @@ class MappedTensors:
             raise ValueError(f"{stop - start} bytes for shape {shape} of {dtype}")
         return _Tensor(start, stop, dtype, shape)
 
-    def shape(self, name: str, dtypes: Sequence[str], num_dims: int) -> tuple[int, ...]:
-        """Return a tensor's shape after checking that it is there, of one of these dtypes and this many dimensions."""
+    def shape(self, name: str, dtype: str, num_dims: int) -> tuple[int, ...]:
+        """Return a tensor's shape after checking that it is there, of this dtype and this many dimensions."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise self._error(f"no tensor {name!r} (it has {sorted(self._tensors)})")
-        if tensor.dtype.name not in dtypes or len(tensor.shape) != num_dims:
-            raise self._error(f"tensor {name!r} is {tensor.dtype.name} {tensor.shape}, expected {'/'.join(dtypes)}")
+        if tensor.dtype.name != dtype or len(tensor.shape) != num_dims:
+            raise self._error(
+                f"tensor {name!r} is {tensor.dtype.name} {tensor.shape}, expected {dtype} in {num_dims} dimension(s)"
+            )
         return tensor.shape
 
     def _map(self) -> torch.Tensor:

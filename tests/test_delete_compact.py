@@ -1,5 +1,6 @@
 """Delete, restore, compact: gone means gone from every answer, and nothing else changes."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def stored(curator: Curator) -> dict[int, tuple[bytes, ...]]:
         for segment in store.segments(session, 1):
             for row, id_ in enumerate(segment.ids.tolist()):
                 factors = segment.factors(row)
-                parts = [segment.norms[row], *segment.quantized(np.array([row])), factors.hidden, factors.hidden_scales]
-                parts += [factors.error_tokens, factors.error_values, factors.error_scales]
+                parts = [segment.norms[row], *segment.quantized(np.array([row]))]
+                parts += [getattr(factors, field.name) for field in fields(factors)]
                 found[id_] = tuple(np.asarray(part).tobytes() for part in parts)
     return found
 

@@ -232,7 +232,7 @@ def test_a_representation_does_not_depend_on_its_batch(lm: CausalLM, built: Path
     encoded = encoder.encode([*samples, Sample(text=" ".join(row["prompt"] for row in CORPUS[:8]))])
 
     def represent(order: list[int], batch_tokens: int) -> dict[int, Any]:
-        batches = Forward(lm, batch_tokens).representations([encoded[i] for i in order], projection, 16)
+        batches = Forward(lm, batch_tokens).representations([encoded[i] for i in order], projection)
         return {order[at]: part for places, parts in batches for at, part in zip(places, parts, strict=True)}
 
     straight = list(range(len(encoded)))

@@ -34,6 +34,7 @@ HOMES = {
     "click": ("curator.cli",),
     "rich": ("curator.cli",),
     "filelock": ("curator.store",),
+    "zstandard": ("index.packing",),
     "pyarrow": ("curator.sources", "curator.export", "curator.query.results"),
     "pandas": ("curator.query.results",),
 }

@@ -237,7 +237,7 @@ def test_tokens_add_up_to_the_value(asked: Curator):
     for method in METHODS:
         for item in asked.query(**VALIDATION, method=method, tokens=True, rerank=SIZE).helpful:
             assert item.tokens
-            assert sum(token.value for token in item.tokens) == pytest.approx(item.value, rel=0.02, abs=0.02)
+            assert sum(token.value for token in item.tokens) == pytest.approx(item.value, rel=0.05, abs=0.02)
             assert item.text.endswith("".join(token.text for token in item.tokens).removesuffix("</s>"))
 
 

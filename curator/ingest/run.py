@@ -188,13 +188,12 @@ def _model(
     store: Store, loaded: LoadedModel, space: Space, options: IngestOptions, meter: Meter
 ) -> Iterator[Local | Workers]:
     devices = options.device.split(",")
-    num_error_tokens: int = loaded.recipe["num_error_tokens"]
     if len(devices) == 1:
         projection = store.projection(space).to(loaded.lm.device)
-        yield Local(Forward(loaded.lm, options.batch_tokens), projection, num_error_tokens, meter.passed)
+        yield Local(Forward(loaded.lm, options.batch_tokens), projection, meter.passed)
         return
     path = store.root / "spaces" / space.fingerprint / PROJECTION_FILE
-    recipe = Recipe(loaded.directory, loaded.recipe["dtype"], path, num_error_tokens, options.batch_tokens)
+    recipe = Recipe(loaded.directory, loaded.recipe["dtype"], path, options.batch_tokens)
     loaded.release()  # the workers have models of their own
     with Workers(devices, recipe, meter.passed) as workers:
         yield workers

@@ -87,7 +87,7 @@ class SegmentWriter:
             name=name,
             first_sample_id=first,
             num_samples=len(kept),
-            num_tokens=len(arrays.hidden_scales),
+            num_tokens=len(arrays.factors),
             files=[{"name": f.name, "sha256": f.sha256, "num_bytes": f.num_bytes} for f in files],
             created_at=datetime.now(UTC),
         )
@@ -117,15 +117,10 @@ class SegmentWriter:
 
 
 def _arrays(ids: np.ndarray, parts: list[Representation]) -> SegmentArrays:
-    factors = QuantizedFactors.concatenate([part.factors for part in parts])
     return SegmentArrays(
         ids=ids,
         norms=np.array([part.norm for part in parts], dtype=np.float32),
         sketches=np.stack([part.sketch for part in parts]).astype(np.float32),
-        hidden=factors.hidden,
-        hidden_scales=factors.hidden_scales,
-        error_tokens=factors.error_tokens,
-        error_values=factors.error_values,
-        error_scales=factors.error_scales,
+        factors=QuantizedFactors.concatenate([part.factors for part in parts]),
         offsets=np.cumsum([0] + [len(part.factors) for part in parts], dtype=np.int64),
     )

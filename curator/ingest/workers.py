@@ -34,12 +34,11 @@ def represented(
     samples: Sequence[EncodedSample],
     forward: Forward,
     projection: Projection,
-    num_error_tokens: int,
     on_passed: OnPassed = lambda samples, tokens: None,
 ) -> list[Part]:
     """What the store keeps of each sample, or why nothing: in order, whatever the batches were."""
     found: dict[int, Part] = {}
-    for positions, parts in forward.representations(samples, projection, num_error_tokens):
+    for positions, parts in forward.representations(samples, projection):
         for at, position in enumerate(positions):
             if parts is None:
                 found[position] = f"out of memory: {samples[position].num_tokens:,} tokens do not fit alone"
@@ -56,13 +55,12 @@ class Local:
 
     capacity = 1
 
-    def __init__(self, forward: Forward, projection: Projection, num_error_tokens: int, on_passed: OnPassed):
+    def __init__(self, forward: Forward, projection: Projection, on_passed: OnPassed):
         self._forward, self._projection, self._on_passed = forward, projection, on_passed
-        self._num_error_tokens = num_error_tokens
 
     def submit(self, samples: Sequence[EncodedSample]) -> Wait:
         """Computes the window at once."""
-        parts = represented(samples, self._forward, self._projection, self._num_error_tokens, self._on_passed)
+        parts = represented(samples, self._forward, self._projection, self._on_passed)
         return lambda: parts
 
 
@@ -73,7 +71,6 @@ class Recipe:
     model: Path
     dtype: str
     projection: Path
-    num_error_tokens: int
     batch_tokens: int
 
 
@@ -128,7 +125,7 @@ class Workers:
             ) from error
 
 
-_loaded: tuple[Forward, Projection, int]  # of a worker process
+_loaded: tuple[Forward, Projection]  # of a worker process
 
 
 def _start(recipe: Recipe, device: str, threads: int) -> None:
@@ -137,7 +134,7 @@ def _start(recipe: Recipe, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     lm = CausalLM.load(recipe.model, device=device, dtype=recipe.dtype)
     projection = Projection.load(recipe.projection).to(lm.device)
-    _loaded = (Forward(lm, recipe.batch_tokens), projection, recipe.num_error_tokens)
+    _loaded = (Forward(lm, recipe.batch_tokens), projection)
 
 
 def _work(samples: list[EncodedSample]) -> list[Part]:

@@ -212,7 +212,7 @@ class Answering:
         ]
         values = np.array([part.sum().item() for part in torch.cat(per_token).split(hidden.counts)])
         if prepared.taken.any():
-            parts = represent(hidden, self.lm.head, self.projection, num_error_tokens=1)
+            parts = represent(hidden, self.lm.head, self.projection)
             values -= np.array([float(part.sketch.astype(np.float64) @ prepared.taken) for part in parts])
         return values
 
@@ -278,7 +278,7 @@ class Answering:
         factors = segment.factors(row)
         values = token_values(factors, prepared.tokens)
         values = values * row_factors(segment.norms[row : row + 1], _row_scale(prepared))
-        texts = self.encoder.token_texts(factors.error_tokens[:, 0].tolist())
+        texts = self.encoder.token_texts(factors.labels.tolist())
         return [TokenValue(text, float(value)) for text, value in zip(texts, values, strict=True)]
 
     @staticmethod

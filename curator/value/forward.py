@@ -41,12 +41,12 @@ class Forward:
                 yield batch
 
     def representations(
-        self, samples: Sequence[EncodedSample], projection: Projection, num_error_tokens: int
+        self, samples: Sequence[EncodedSample], projection: Projection
     ) -> Iterator[tuple[list[int], list[Representation] | None]]:
         """(positions, their representations) batch after batch; None for one sample that does not fit the memory."""
 
         def work(batch: Sequence[EncodedSample]) -> list[Representation]:
-            return represent(self.lm.hidden(batch), self.lm.head, projection, num_error_tokens=num_error_tokens)
+            return represent(self.lm.hidden(batch), self.lm.head, projection)
 
         yield from self.run(samples, work)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from curator.models import CountedHidden, Head
-from index.factors import QuantizedFactors, quantize, top_errors
+from index.factors import ERROR_STEP, KeptErrors, QuantizedFactors, keep_errors, quantize
 from index.projection import Projection
 
 __all__ = ["MAX_ELEMENTS", "Representation", "groups_of", "norms_of", "represent"]
@@ -59,7 +59,12 @@ def groups_of(counts: list[int], vocab_size: int, max_elements: int = MAX_ELEMEN
 
 @torch.inference_mode()
 def represent(
-    batch: CountedHidden, head: Head, projection: Projection, *, num_error_tokens: int, max_elements: int | None = None
+    batch: CountedHidden,
+    head: Head,
+    projection: Projection,
+    *,
+    error_step: float = ERROR_STEP,
+    max_elements: int | None = None,
 ) -> list[Representation]:
     """Representations of the batch's samples, in batch order; no buffer has more than `max_elements` of [tokens, V].
 
@@ -71,7 +76,7 @@ def represent(
     found: dict[int, Representation] = {}
     for group in groups_of(batch.counts, head.vocab_size, max_elements):
         parts = _represent_group([hidden[i] for i in group], [labels[i] for i in group], head, projection,
-                                 num_error_tokens, max_elements)  # fmt: skip
+                                 error_step * head.scale, max_elements)  # fmt: skip
         found.update(zip(group, parts, strict=True))
     return [found[i] for i in range(len(batch.counts))]
 
@@ -83,8 +88,7 @@ class _Sums:
     reduced: torch.Tensor  # E^T (H U_h) [B, V, R]
     squared_norms: torch.Tensor  # ||G||_F^2 [B]
     losses: torch.Tensor  # [B]
-    tokens: torch.Tensor  # [B, T, S]
-    values: torch.Tensor  # [B, T, S]
+    kept: KeptErrors  # of the counted tokens
 
 
 def _represent_group(
@@ -92,7 +96,7 @@ def _represent_group(
     labels: list[torch.Tensor],
     head: Head,
     projection: Projection,
-    num_error_tokens: int,
+    step: float,
     max_elements: int,
 ) -> list[Representation]:
     hidden_BTD = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
@@ -103,15 +107,11 @@ def _represent_group(
     basis = projection.hidden_basis[:, : projection.hidden_rank]
     block = max(1, max_elements // (len(hidden) * head.vocab_size))  # below T only for one long sample
     add_up = _sums_by_gram if hidden_BTD.shape[1] <= head.hidden_size else _sums_by_gradient
-    sums = add_up(hidden_BTD, labels_BT, counted_BT, head, basis, num_error_tokens, block)
+    sums = add_up(hidden_BTD, labels_BT, counted_BT, head, basis, step, block)
     sketches = projection.sketch(sums.reduced).cpu().numpy()
     norms, losses = sums.squared_norms.clamp_min(0.0).sqrt().tolist(), (sums.losses / counts).tolist()
-    factors = quantize(rotated_BTF[counted_BT], sums.tokens[counted_BT], sums.values[counted_BT], head.vocab_size)
-    ends = np.cumsum(counts.cpu().numpy())
-    return [
-        Representation(sketches[i], norms[i], losses[i], factors[end - len(labels[i]) : end])
-        for i, end in enumerate(ends)
-    ]
+    factors = quantize(rotated_BTF[counted_BT], sums.kept, [len(part) for part in labels])
+    return [Representation(*parts) for parts in zip(sketches, norms, losses, factors, strict=True)]
 
 
 def _sums_by_gram(
@@ -120,7 +120,7 @@ def _sums_by_gram(
     counted: torch.Tensor,
     head: Head,
     basis: torch.Tensor,
-    num_error_tokens: int,
+    step: float,
     block: int,
 ) -> _Sums:
     """For samples with fewer tokens than hidden dimensions: ||E^T H||^2 from two [T, T] Gram matrices.
@@ -129,9 +129,9 @@ def _sums_by_gram(
     """
     errors, losses = head.errors(hidden, labels)
     states = hidden.float()
-    tokens, values = top_errors(errors, labels, num_error_tokens)
+    kept = keep_errors(errors, labels, counted, step)
     reduced = errors.transpose(1, 2) @ (states @ basis)
-    return _Sums(reduced, _squared_norms(errors, states), (losses * counted).sum(1), tokens, values)
+    return _Sums(reduced, _squared_norms(errors, states), (losses * counted).sum(1), kept)
 
 
 def _squared_norms(errors: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ def _sums_by_gradient(
     counted: torch.Tensor,
     head: Head,
     basis: torch.Tensor,
-    num_error_tokens: int,
+    step: float,
     block: int,
 ) -> _Sums:
     """For long samples: G [B, V, D] itself, summed over blocks of tokens, is smaller than their errors."""
@@ -164,6 +164,6 @@ def _sums_by_gradient(
         errors, losses = head.errors(hidden[:, part], labels[:, part])
         gradient.baddbmm_(errors.transpose(1, 2), hidden[:, part].float())
         total += (losses * counted[:, part]).sum(1)
-        kept.append(top_errors(errors, labels[:, part], num_error_tokens))
-    tokens, values = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
-    return _Sums(gradient @ basis, norms_of(gradient).square(), total, tokens, values)
+        kept.append(keep_errors(errors, labels[:, part], counted[:, part], step))
+    # Several blocks are of one sample: one after another they are in its order.
+    return _Sums(gradient @ basis, norms_of(gradient).square(), total, KeptErrors.concatenate(kept))

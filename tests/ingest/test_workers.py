@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def recipe_of(built: Path) -> Recipe:
-    return Recipe(demo.MODEL, "float32", next(built.glob("spaces/*/projection.safetensors")), 16, 8192)
+    return Recipe(demo.MODEL, "float32", next(built.glob("spaces/*/projection.safetensors")), 8192)
 
 
 def test_two_devices_make_the_store_that_one_makes(built: Path, tmp_path: Path):

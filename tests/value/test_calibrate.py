@@ -48,7 +48,7 @@ def calibrated(batches: list[CountedHidden], ranks: Ranks = RANKS, seed: int = 0
 def sketch_products(projection: Projection) -> np.ndarray:
     """Inner products of sketches of other samples: what a projection amounts to, whatever the signs of its columns."""
     batch = random_counted([5, 9, 2, 14], head(), seed=50)
-    sketches = np.stack([one.sketch for one in represent(batch, head(), projection, num_error_tokens=4)])
+    sketches = np.stack([one.sketch for one in represent(batch, head(), projection)])
     sketches /= np.linalg.norm(dense_gradients(batch, head()), axis=(1, 2))[:, None]
     return sketches @ sketches.T
 
@@ -95,7 +95,7 @@ def test_the_second_moment_is_that_of_the_sketches_of_the_calibration_samples() 
     """lambda_j = mean over samples of sketch_j^2, and the sketches' second moment is diagonal."""
     batch = together(samples([8] * 40))
     projection = calibrated([batch])
-    sketches = np.stack([one.sketch for one in represent(batch, head(), projection, num_error_tokens=4)])
+    sketches = np.stack([one.sketch for one in represent(batch, head(), projection)])
     moment = sketches.T.astype(np.float64) @ sketches / len(sketches)
     np.testing.assert_allclose(projection.second_moment, np.diag(moment), rtol=1e-4)
     np.testing.assert_allclose(moment - np.diag(np.diag(moment)), 0, atol=1e-5 * moment.max())
@@ -113,7 +113,7 @@ def test_few_samples_still_give_a_projection_of_full_width(counts: list[int], wi
     assert projection.error_rank == min(20, sum(counts))
     assert projection.hidden_rank == min(4, sum(counts))
     batch = random_counted([40] * 50, head(), seed=70)
-    sketches = np.stack([one.sketch for one in represent(batch, head(), projection, num_error_tokens=4)])
+    sketches = np.stack([one.sketch for one in represent(batch, head(), projection)])
     assert np.linalg.matrix_rank(sketches) == width
 
 
@@ -166,9 +166,7 @@ def test_a_fresh_projection_gives_the_bits_of_a_loaded_one(tmp_path: Path) -> No
     fresh = calibrated(samples(COUNTS))
     fresh.save(tmp_path / "p")
     batch = random_counted([5, 20], head(), seed=50)
-    of_fresh, of_loaded = (
-        represent(batch, head(), one, num_error_tokens=4) for one in (fresh, Projection.load(tmp_path / "p"))
-    )
+    of_fresh, of_loaded = (represent(batch, head(), one) for one in (fresh, Projection.load(tmp_path / "p")))
     for one, other in zip(of_fresh, of_loaded, strict=True):
         np.testing.assert_array_equal(one.sketch, other.sketch)
         np.testing.assert_array_equal(one.factors.hidden, other.factors.hidden)
@@ -226,7 +224,7 @@ def tiers() -> Tiers:
     ranks = Ranks(error=192, hidden=32, factor=96, width=512)
     projection = calibrate([lm.hidden(corpus[:200])], lm.head, ranks=ranks, seed=0)
     batch = lm.hidden(corpus[200:350])
-    found = represent(batch, lm.head, projection, num_error_tokens=16)
+    found = represent(batch, lm.head, projection)
     sketches = np.stack([one.sketch for one in found])
     errors = [lm.head.errors(one.hidden, one.labels)[0].double() for one in each(batch)]
     gradients = [error.T @ one.hidden.double() for error, one in zip(errors, each(batch), strict=True)]
@@ -252,9 +250,9 @@ def test_on_a_trained_model_each_tier_ranks_as_the_exact_value_does(tiers: Tiers
 
 
 def test_on_a_trained_model_sketch_and_factors_together_are_far_closer_than_either(tiers: Tiers) -> None:
-    """The sketch has the tail of the errors, the factors what lies outside the sketch (measured: 5 and 20 times)."""
+    """The sketch has the tail of the errors, the factors what lies outside the sketch (measured: 4.9 and 7.6 times)."""
     assert tiers.error(tiers.by_factors) > 3 * tiers.error(tiers.by_both)
-    assert tiers.error(tiers.by_sketch) > 8 * tiers.error(tiers.by_both)
+    assert tiers.error(tiers.by_sketch) > 5 * tiers.error(tiers.by_both)
 
 
 def on_device(device: str) -> tuple[Projection, list[Representation]]:
@@ -265,7 +263,7 @@ def on_device(device: str) -> tuple[Projection, list[Representation]]:
 
     projection = calibrate([to(together(samples(COUNTS)))], moved, ranks=RANKS, seed=0)
     batch = random_counted([5, 9, 2, 40], head(), seed=50)
-    return projection, represent(to(batch), moved, projection, num_error_tokens=5)
+    return projection, represent(to(batch), moved, projection)
 
 
 @pytest.mark.gpu
@@ -281,9 +279,9 @@ def test_a_gpu_and_the_cpu_agree() -> None:
         assert other.norm == pytest.approx(one.norm, rel=1e-4)
         assert other.loss == pytest.approx(one.loss, rel=1e-4)
         assert np.linalg.norm(other.sketch) == pytest.approx(np.linalg.norm(one.sketch), rel=1e-3)
-        np.testing.assert_array_equal(other.factors.error_tokens[:, 0], one.factors.error_tokens[:, 0])
+        np.testing.assert_array_equal(other.factors.labels, one.factors.labels)
     # The same projection on both: the same sketches.
     head_on_cpu, batch = head(), random_counted([5, 9, 2, 40], head(), seed=50)
-    again = represent(batch, head_on_cpu, moved, num_error_tokens=5)
+    again = represent(batch, head_on_cpu, moved)
     for one, other in zip(again, on_gpu[1], strict=True):
         np.testing.assert_allclose(other.sketch, one.sketch, atol=1e-5 * one.norm)

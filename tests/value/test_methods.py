@@ -38,7 +38,7 @@ def world() -> tuple[np.ndarray, np.ndarray, Projection, list[Representation], t
     gradient.add(query)
     dense = dense_gradients(samples, head).reshape(len(COUNTS), -1)
     of_query = dense_gradients(query, head).mean(0).flatten()
-    return dense, of_query, projection, represent(samples, head, projection, num_error_tokens=V), gradient.mean()
+    return dense, of_query, projection, represent(samples, head, projection, error_step=1 / 63), gradient.mean()
 
 
 def directions() -> np.ndarray:

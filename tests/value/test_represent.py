@@ -11,6 +11,7 @@ import torch
 from curator.models import CausalLM, CountedHidden, Head
 from curator.value import Ranks, Representation, calibrate, represent
 from curator.value.represent import groups_of, norms_of
+from index.factors import ERROR_STEP, QuantizedFactors, band_edges
 from index.projection import Projection
 from tests.models.tiny import FAMILIES as MODELS
 from tests.models.tiny import tiny_model
@@ -51,7 +52,7 @@ def head_of(kind: str, bias: bool = False) -> Head:
 
 
 def represented(batch: CountedHidden, head: Head, **options: Any) -> list[Representation]:
-    return represent(batch, head, fitted(head), **({"num_error_tokens": 5} | options))
+    return represent(batch, head, fitted(head), **options)
 
 
 def test_norms_of_large_gradients_are_right_to_float32() -> None:
@@ -85,33 +86,31 @@ def test_norm_sketch_and_loss_are_those_of_the_dense_gradient(path: str, kind: s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", PATHS)
-def test_factors_are_the_rotated_hidden_and_the_largest_errors_within_half_a_step(path: str, kind: str) -> None:
-    """The label first, then the likeliest other tokens; one scale per token, the largest code is 127."""
+def test_factors_are_the_rotated_hidden_and_the_errors_within_half_a_step(path: str, kind: str) -> None:
+    """The label of every token, and every other token whose error is half a step or more; by all paths."""
     counts, max_elements = PATHS[path]
     head = head_of(kind)
     batch = random_counted(counts, head)
     for one, found in zip(each(batch), represented(batch, head, max_elements=max_elements), strict=True):
         factors = found.factors
-        assert len(factors) == one.counts[0]
+        assert factors.labels.tolist() == one.labels.tolist()
         rotated = (one.hidden @ fitted(head).hidden_basis).numpy()
-        step = factors.hidden_scales[:, None]
-        assert (np.abs(factors.hidden * step - rotated) <= 0.5001 * step).all()
-        np.testing.assert_allclose(np.abs(rotated).max(1), 127 * factors.hidden_scales, rtol=1e-4)
-        errors = dense_errors(one, head)[0]
-        tokens, step = factors.error_tokens.astype(int), factors.error_scales[:, None]
-        assert tokens[:, 0].tolist() == one.labels.tolist()
-        likeliest = errors.copy()
-        np.put_along_axis(likeliest, tokens[:, :1], np.inf, axis=1)
-        assert tokens[:, 1:].tolist() == likeliest.argsort(axis=1)[:, :4].tolist()
-        kept = np.take_along_axis(errors, tokens, axis=1)
-        assert (np.abs(factors.error_values * step - kept) <= 0.5001 * step).all()
+        steps = np.repeat(factors.steps[:, 1:], np.diff(band_edges(6)), axis=1)
+        assert (np.abs(factors.hidden_states() - rotated) <= 0.5001 * steps).all()
+        errors, step = dense_errors(one, head)[0], ERROR_STEP * head.scale
+        np.testing.assert_allclose(factors.steps[:, 0], step, rtol=1e-6)
+        rows = np.arange(len(factors))
+        assert (np.abs(factors.label_errors() - errors[rows, factors.labels]) <= 0.126 * step).all()
+        owners = np.repeat(rows, factors.counts)
+        assert (np.abs(factors.other_errors() - errors[owners, factors.others]) <= 0.5001 * step).all()
+        errors[rows, factors.labels] = errors[owners, factors.others] = 0.0
+        assert errors.min() >= -0.5001 * step
 
 
-@pytest.mark.parametrize(("asked", "kept"), [(1, 1), (V - 1, V - 1), (V, V), (V + 7, V)])
-def test_every_kept_token_is_kept_once(asked: int, kept: int) -> None:
-    batch = random_counted([3, 12], head_of("plain"))
-    for one in represented(batch, head_of("plain"), num_error_tokens=asked):
-        assert [len(set(row)) for row in one.factors.error_tokens.tolist()] == [kept] * len(one.factors)
+def kept_errors(factors: QuantizedFactors) -> np.ndarray:
+    errors = np.zeros((len(factors), 512))
+    errors[np.repeat(np.arange(len(factors)), factors.counts), factors.others] = factors.other_errors()
+    return errors
 
 
 def assert_same(found: list[Representation], expected: list[Representation]) -> None:
@@ -119,12 +118,13 @@ def assert_same(found: list[Representation], expected: list[Representation]) -> 
         assert one.norm == pytest.approx(other.norm, rel=2e-5)
         assert one.loss == pytest.approx(other.loss, rel=2e-5)
         np.testing.assert_allclose(one.sketch, other.sketch, atol=2e-6 * other.norm)
-        np.testing.assert_allclose(one.factors.hidden_scales, other.factors.hidden_scales, rtol=2e-5)
-        np.testing.assert_allclose(one.factors.error_scales, other.factors.error_scales, rtol=2e-5, atol=1e-9)
-        assert one.factors.error_tokens[:, 0].tolist() == other.factors.error_tokens[:, 0].tolist()
+        np.testing.assert_allclose(one.factors.steps, other.factors.steps, rtol=2e-5)
+        assert one.factors.labels.tolist() == other.factors.labels.tolist()
         # A number between two codes may fall to either side.
         assert np.abs(one.factors.hidden.astype(int) - other.factors.hidden).max() <= 1
-        assert np.abs(one.factors.error_values.astype(int) - other.factors.error_values).max() <= 1
+        assert np.abs(one.factors.label_codes.astype(int) - other.factors.label_codes).max() <= 1
+        step = one.factors.steps[0, 0]
+        assert np.abs(kept_errors(one.factors) - kept_errors(other.factors)).max() <= 1.0001 * step
 
 
 @pytest.mark.parametrize("max_elements", [1, 3 * V, 25 * V, 1 << 25])
@@ -151,7 +151,7 @@ def test_a_sample_does_not_depend_on_its_batch_in_the_model(family: str) -> None
     projection = calibrate([lm.hidden(samples)], lm.head, ranks=Ranks(8, 4, 6, 16), seed=0)
 
     def of(order: list[int]) -> list[Representation]:
-        return represent(lm.hidden([samples[i] for i in order]), lm.head, projection, num_error_tokens=5)
+        return represent(lm.hidden([samples[i] for i in order]), lm.head, projection)
 
     alone = [of([i])[0] for i in range(4)]
     assert_same(of([0, 1, 2, 3]), alone)
@@ -182,9 +182,9 @@ def test_one_number_that_is_not_finite_is_enough(change: dict[str, Any]) -> None
 def test_a_perfectly_predicted_sample_has_norm_zero() -> None:
     head = Head(200 * torch.eye(V, H), None)
     batch = CountedHidden(torch.eye(H)[:3].repeat(2, 1), torch.arange(3).repeat(2), [3, 3])
-    found = represent(batch, head, fitted(head_of("plain")), num_error_tokens=5)
+    found = represent(batch, head, fitted(head_of("plain")))
     assert [one.norm for one in found] == [0.0, 0.0]
-    assert all(one.is_finite and not one.sketch.any() and not one.factors.error_values.any() for one in found)
+    assert all(one.is_finite and not one.sketch.any() and not one.factors.label_codes.any() for one in found)
 
 
 def test_a_bfloat16_model_is_represented_in_float32() -> None:
@@ -192,7 +192,7 @@ def test_a_bfloat16_model_is_represented_in_float32() -> None:
     head = Head(head_of("plain").weight.bfloat16(), None)
     batch = random_counted([5, 40], head)
     projection = fitted(head_of("plain"))
-    found = represent(batch, head, projection, num_error_tokens=5)
+    found = represent(batch, head, projection)
     for one, representation in zip(each(batch), found, strict=True):
         gradient = head.errors(one.hidden, one.labels)[0].double().T @ one.hidden.double()
         assert representation.norm == pytest.approx(gradient.norm().item(), rel=1e-5)
