@@ -3,6 +3,7 @@
 
     scripts/bench_engine.py fidelity  --model M --train T --test Q --prompt-field question --response-field answer
     scripts/bench_engine.py ingest    --model M --train T ...
+    scripts/bench_engine.py compute   --model M --train T --rows 6 --batch-tokens 1024 ...
     scripts/bench_engine.py retrieval --model M --train T --test Q --label-field variation ...
     scripts/bench_engine.py kills     --model M --train T ...
 
@@ -30,7 +31,7 @@ from scipy.stats import rankdata, spearmanr
 from curator import Curator
 from curator.models import CausalLM, Encoder, load_tokenizer, make_batches
 from curator.types import EncodedSample, Sample
-from curator.value import METHODS
+from curator.value import METHODS, Forward
 from index import Projection
 
 DAMPING = 10.0
@@ -39,7 +40,7 @@ DAMPING = 10.0
 def main() -> None:
     """Parses the command line and runs one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fidelity", "ingest", "retrieval", "kills"])
+    parser.add_argument("what", choices=["fidelity", "ingest", "compute", "retrieval", "kills"])
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--train", required=True, type=Path, help="JSON lines, plain or .gz")
     parser.add_argument("--test", type=Path)
@@ -55,7 +56,8 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=8192)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        {"fidelity": fidelity, "ingest": ingest, "retrieval": retrieval, "kills": kills}[args.what](args, Path(folder))
+        work = {"fidelity": fidelity, "ingest": ingest, "compute": compute, "retrieval": retrieval, "kills": kills}
+        work[args.what](args, Path(folder))
 
 
 def rows_of(path: Path, most: int) -> list[dict[str, Any]]:
@@ -210,6 +212,39 @@ def ingest(args: argparse.Namespace, folder: Path) -> None:
     for name, times in (("plain forward", forward), ("ingest, space exists", steady), ("first ingest", first)):
         taken = statistics.median(times)
         print(f"| {name} | {taken:.1f} | {tokens / taken:,.0f} | {taken / floor:.2f} |")
+
+
+@torch.inference_mode()
+def compute(args: argparse.Namespace, folder: Path) -> None:
+    """What the model and the representation take over `model(**batch)`, in one process and without start or files.
+
+    For models so large that loading them and calibrating on few rows would drown what is asked for.
+    """
+    lm = CausalLM.load(args.model, device="cpu", dtype="float32")
+    samples = encode(args, lm, rows_of(args.train, args.rows))
+    vocab_size, hidden_size = lm.head.weight.shape
+    shapes = ((vocab_size, 256), (hidden_size, min(64, hidden_size)), (256 * 32, 1024))  # of a full-rank projection
+    bases = [torch.linalg.qr(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))[0] for shape in shapes]
+    forward, projection = Forward(lm, args.batch_tokens), Projection(*bases, torch.ones(1024))
+    times: dict[str, list[float]] = {
+        "plain forward": [],
+        "last hidden states alone": [],
+        "all that ingest computes": [],
+    }
+    for _ in range(args.repeats + 1):
+        times["plain forward"].append(_seconds(lambda: _forward_all(lm, samples, args.batch_tokens)))
+        times["last hidden states alone"].append(_seconds(lambda: list(forward.hidden(samples))))
+        times["all that ingest computes"].append(_seconds(lambda: list(forward.representations(samples, projection))))
+    tokens, counted = (sum(getattr(sample, name) for sample in samples) for name in ("num_tokens", "num_counted"))
+    print(
+        f"{len(samples):,} samples, {tokens:,} tokens, {counted:,} counted, V = {vocab_size:,}, d = {hidden_size:,}, "
+    )
+    print(f"positions {args.positions}, median of {args.repeats} after a first one\n")
+    print("| | seconds | tokens/s | over plain forward |\n|---|---|---|---|")
+    for name, taken in times.items():
+        median = statistics.median(taken[1:])
+        ratio = statistics.median([a / b for a, b in zip(taken[1:], times["plain forward"][1:], strict=True)])
+        print(f"| {name} | {median:.2f} | {tokens / median:,.0f} | {ratio:.2f} |")
 
 
 @torch.inference_mode()
