@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,7 @@ class Bench:
         }
         if self.bergson:
             for size in dict.fromkeys((self.rescan.limit, self.bergson.largest_batch)):
-                commands[f"bergson build, {size:,} tokens a batch"] = lambda data, size=size: self.bergson.build(
-                    data, size
-                )
+                commands[f"bergson build, {size:,} tokens a batch"] = partial(self.bergson.build, token_batch=size)
         self._ingest_command(many, is_new=True, name="existing")  # the space of the second row
         starts = {name: command(few) for name, command in commands.items()}
         times: dict[str, list[float]] = {name: [] for name in ("bare forward", *commands)}
@@ -139,6 +138,7 @@ class Bench:
             times["bare forward"].append(seconds(lambda: self.rescan.forward(samples)))
             for name, command in commands.items():
                 times[name].append(command(many))
+                print(f"{name}: {times[name][-1]:.1f} s", file=sys.stderr, flush=True)
         self._print_ingest(times, starts, tokens, sum(map(len, samples[:FEW])), len(texts))
 
     def _ingest_command(self, data: Path, *, is_new: bool, name: str = "fresh") -> float:
@@ -202,7 +202,7 @@ class Bench:
         samples, asked = (self.rescan.encode(list(each), max_length) for each in (texts, self.test))
         print(f"{size:,} samples: {size - before:,} ingested in {took:.0f} s", end="")
         lines.add("query, command, index built first", size, self._query_command(curator.path))
-        whole, warm, cold, stages = [], [], [], []
+        whole, warm, stages = [], [], []
         values = np.empty(0)
         for repeat in range(args.repeats if size <= 10_000 and max_length == args.growth_tokens else 1):
             started = time.perf_counter()
@@ -216,8 +216,8 @@ class Bench:
                 with stopwatch() as parts:
                     warm.append(seconds(lambda: curator.query(data=self.validation, text_field="text")))
                 stages.append(parts)
-            cold.append(self._query_command(curator.path))
         lines.add("rescan", size, statistics.median(whole))
+        cold = [self._query_command(curator.path) for _ in range(args.repeats if size <= 10_000 else 1)]
         lines.add("query, command", size, statistics.median(cold))
         lines.add("query, warm", size, statistics.median(warm))
         lines.stages[size] = {name: statistics.median(part[name] for part in stages) for name in stages[0]}
@@ -247,9 +247,8 @@ class Bench:
         """bergson's index of the smallest corpus, measured; larger ones are its rows repeated, for the search alone."""
         assert self.bergson is not None
         smallest = min(self.args.sizes)
-        cut = self.rescan.tokenizer.batch_decode(
-            self.rescan.encode(texts[:smallest], self.args.growth_tokens - 1), skip_special_tokens=True
-        )
+        encoded = self.rescan.encode(texts[:smallest], self.args.growth_tokens - 1)
+        cut = self.rescan.tokenizer.batch_decode([ids.tolist() for ids in encoded], skip_special_tokens=True)
         data = write_texts(self.folder / "cut.jsonl", cut)
         self.bergson.build(data, self.bergson.largest_batch)
         lines.add("bergson score: gradients of the corpus again", smallest, self.bergson.score(data, self.validation))
@@ -268,8 +267,9 @@ class Lines:
         self.floor: list[float] = []  # the validation set's own gradient, which the rescan needs too
 
     def add(self, name: str, size: int, took: float) -> None:
-        """One point."""
+        """One point, told at once: a run takes minutes."""
         self.seconds.setdefault(name, {})[size] = took
+        print(f"{name}, {size:,}: {took:.3f} s", file=sys.stderr, flush=True)
 
     def show(self, num_queries: int) -> None:
         """The tables: seconds, stages, and how many times a rescan."""

@@ -64,7 +64,7 @@ def table(name: str, code: str, versions: dict[str, Path], words: list[str], rep
         for version, root in versions.items():
             found[version].append(once(code, root, words))
     for version, runs in found.items():
-        wall, cpu = (statistics.median(run[at] for run in runs) for at in (0, 1))
+        wall, cpu = statistics.median(run[0] for run in runs), statistics.median(run[1] for run in runs)
         print(f"| {name} | {version} | {wall:.2f} | {cpu:.2f} | {runs[0][2]} |", flush=True)
 
 
