@@ -1,42 +1,34 @@
-"""The Python API: what the command line and every other face call."""
+"""The Python API: what the command line and every other face call.
+
+Opening a store, status, delete and restore need no torch (2 s to import), so verbs that do import it when called.
+"""
+
+from __future__ import annotations  # the types of what is imported late
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from curator.compact import compact
 from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, UsageError
-from curator.export import write_values
-from curator.ingest import IngestOptions, IngestReport, OnProgress, ingest
 from curator.metadata.samples import delete_where, restore_where
 from curator.metadata.spaces import find_space
 from curator.metadata.summary import datasets_of, quarantined_rows, spaces_of
 from curator.metadata.tables import Sample, Space
 from curator.metadata.tables import Segment as SegmentRow
-from curator.models import OnLong, Positions
-from curator.query import (
-    Answering,
-    Asked,
-    Query,
-    QueryInput,
-    QueryResult,
-    Question,
-    parts_of,
-    read_queries,
-    value_rows,
-)
-from curator.space import LoadedModel, SpaceOptions, load_for_query
 from curator.store import DATABASE_URL, Store
 from curator.types import Fields
-from curator.value import DEFAULT_BATCH_TOKENS
-from curator.verify import verify
-from index.errors import FaissMissingError, StoredFileError
+
+if TYPE_CHECKING:
+    from curator.ingest import IngestReport, OnProgress
+    from curator.models import OnLong, Positions
+    from curator.query import Answering, Asked, Query, QueryInput, QueryResult, Question
+    from curator.space import LoadedModel
 
 __all__ = ["Curator"]
 
@@ -105,7 +97,7 @@ class Curator:
         max_length: int | None = None,
         dtype: str | None = None,
         on_long: OnLong = "truncate",
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int = 8192,
         segment_tokens: int = 250_000,
         segment_samples: int = 4096,
         seed: int = 0,
@@ -118,6 +110,9 @@ class Curator:
         the same call continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError,
         LockedError while another process writes.
         """
+        from curator.ingest import IngestOptions, ingest
+        from curator.space import SpaceOptions
+
         self._answering = self._loaded = None  # a second model would not fit beside the first
         return ingest(
             self._store,
@@ -144,6 +139,8 @@ class Curator:
         Arguments: see `curator.query.Question`. Raises UsageError for a question that is none, FilterError,
         NotFoundError without a store or space, SpaceError when the space's model has changed.
         """
+        from curator.query import parts_of, read_queries
+
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
@@ -173,6 +170,8 @@ class Curator:
         Arguments as for `queries`; those that shape a ranking (top, harmful, rerank, exact, tokens) change nothing.
         With `each` or `by`, one query after another, each row with "query" first: the group, or the key or row number.
         """
+        from curator.query import parts_of, read_queries, value_rows
+
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
@@ -193,6 +192,8 @@ class Curator:
 
     def write_values(self, out: str | Path, **question: Unpack[Question]) -> int:
         """Writes `values` to a .jsonl or .parquet file, which appears whole or not at all; returns the rows."""
+        from curator.export import write_values
+
         return write_values(Path(out), self.values(**question))
 
     def delete(self, where: str) -> int:
@@ -205,6 +206,8 @@ class Curator:
 
     def compact(self) -> dict[str, Any]:
         """Rewrites segments without deleted samples and joins small ones; returns what that saved."""
+        from curator.compact import compact
+
         self._answering = None
         with self._store.writing(), self._store.session() as session:
             return compact(self._store, session)
@@ -221,6 +224,8 @@ class Curator:
 
     def verify(self) -> dict[str, Any]:
         """Checks every file against its hash and every count; the store is sound when "problems" is empty."""
+        from curator.verify import verify
+
         with self._store.session() as session:
             return verify(self._store, session)
 
@@ -233,6 +238,9 @@ class Curator:
 
     @contextmanager
     def _asking(self, asked: Asked) -> Iterator[Answering]:
+        from curator.space import load_for_query
+        from index.errors import FaissMissingError, StoredFileError
+
         with self._store.session() as session:
             space = find_space(session, asked.space)
             if self._loaded is None or self._loaded[0] != space.id:
@@ -247,6 +255,8 @@ class Curator:
 
     def _answering_now(self, session: Session, space: Space, loaded: LoadedModel) -> Answering:
         """The state of the store as it is, opened once and kept until it changes."""
+        from curator.query import Answering
+
         state = (space.id, *_generation(session))
         if self._answering is None or self._answering[0] != state:
             try:

@@ -10,6 +10,8 @@
       FORMAT_VERSION       the layout's version and where the database is
 
 SQLite is the only source of truth: a directory that the database does not name does not exist for the store.
+
+`index` brings torch (2 s) with it, so it is imported where arrays are read or written: status, delete and db never do.
 """
 
 import json
@@ -19,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
@@ -28,10 +31,10 @@ from curator.errors import CuratorError, IntegrityError, LockedError, NotFoundEr
 from curator.metadata import database
 from curator.metadata.tables import STORE_ID, Counter, Space
 from curator.metadata.tables import Segment as SegmentRow
-from index.errors import StoredFileError
-from index.projection import Projection
-from index.segment import Segment
-from index.stored import fsync_directory
+
+if TYPE_CHECKING:
+    from index.projection import Projection
+    from index.segment import Segment
 
 __all__ = ["DATABASE_URL", "PROJECTION_FILE", "SPACE_FILE", "Store", "open_engine"]
 
@@ -121,6 +124,8 @@ class Store:
     @contextmanager
     def publishing(self, folder: str, name: str) -> Iterator[Path]:
         """A fresh directory in tmp/ that becomes <folder>/<name> when the block ends well, durably and at once."""
+        from index.stored import fsync_directory
+
         temporary = self.root / "tmp" / name
         temporary.mkdir()
         try:
@@ -135,8 +140,11 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
-    def segment(self, name: str) -> Segment:
+    def segment(self, name: str) -> "Segment":
         """An open segment. Raises IntegrityError when its files are not readable."""
+        from index.errors import StoredFileError
+        from index.segment import Segment
+
         if name not in self._segments:
             try:
                 self._segments[name] = Segment(self.root / "segments" / name)
@@ -144,7 +152,7 @@ class Store:
                 raise IntegrityError(f"segment {name}: {error}; run: curator verify") from error
         return self._segments[name]
 
-    def segments(self, session: Session, space_id: int) -> list[Segment]:
+    def segments(self, session: Session, space_id: int) -> list["Segment"]:
         """The open segments of a space, ids ascending."""
         query = sa.select(SegmentRow.name).where(SegmentRow.space_id == space_id).order_by(SegmentRow.first_sample_id)
         names = list(session.scalars(query))
@@ -152,8 +160,11 @@ class Store:
             del self._segments[gone]
         return [self.segment(name) for name in names]
 
-    def projection(self, space: Space) -> Projection:
+    def projection(self, space: Space) -> "Projection":
         """The projection of a space. Raises IntegrityError when it is missing or damaged."""
+        from index.errors import StoredFileError
+        from index.projection import Projection
+
         path = self.root / "spaces" / space.fingerprint / PROJECTION_FILE
         try:
             return Projection.load(path)
@@ -230,6 +241,8 @@ def _database_url(root: Path, marker: dict[str, object], database_url: str | Non
 
 
 def _write_durably(path: Path, text: str) -> None:
+    from index.stored import fsync_directory
+
     temporary = path.with_suffix(".new")
     with temporary.open("w") as file:
         file.write(text + "\n")

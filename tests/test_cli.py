@@ -216,13 +216,39 @@ def test_a_reader_that_stops_early_is_no_failure(built: Path):
     assert process.wait() in (0, 1)
 
 
+HEAVY = ("torch", "transformers", "faiss", "pyarrow", "alembic", "sqlalchemy", "numpy", "rich")
+
+
+def imported_by(*words: str) -> list[str]:
+    """Which of the heavy libraries a command has imported when it ends, in a process of its own."""
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr))
+sys.argv = ["curator", *{list(words)}]
+from curator.cli.main import main
+main()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()[-1].split()
+
+
 @pytest.mark.parametrize(
-    "code", ["import curator", "from curator.cli.main import cli; cli(['--help'], standalone_mode=False)"]
+    "words", [("--help",), ("--version",), ("ingest", "--help"), ("query", "--help")], ids=" ".join
 )
-def test_what_is_light_stays_light(code: str):
-    check = f"import sys; {code}; print([m for m in ('torch', 'transformers', 'faiss', 'pyarrow') if m in sys.modules])"
+def test_help_imports_nothing_heavy(words: tuple[str, ...]):
+    assert imported_by(*words) == []
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    check = f"import sys, curator; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("status", "--json"), ("quarantined",), ("delete", "--where", "id = 0"), ("db", "current")], ids=" ".join
+)
+def test_what_reads_only_the_database_imports_no_torch(store: Path, words: tuple[str, ...]):
+    assert set(imported_by(*words, "--store", str(store))) <= {"sqlalchemy", "numpy"}
 
 
 def test_an_unforeseen_failure_is_one_line_too(built: Path, run: Run, monkeypatch: pytest.MonkeyPatch):

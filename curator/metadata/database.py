@@ -1,23 +1,27 @@
 """The database of a store: engine, connection settings and schema revisions.
 
 SQLite by default (WAL, synchronous=FULL: an acknowledged commit survives power loss), PostgreSQL by URL.
+
+Every open compares two revisions, and that needs no Alembic: one is in a table, the other in the names of the
+migrations. Alembic (0.2 s) is imported where a schema is changed or compared.
 """
 
+import ast
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 
 from curator.errors import CuratorError, NotFoundError, UsageError
 from curator.metadata.tables import Base
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 __all__ = ["check_schema", "connect", "current_revision", "head_revision", "require_current", "upgrade"]
+
+_NAMED = re.compile(r"^(revision|down_revision)\b[^=\n]*= *(.+)$", re.MULTILINE)  # at the head of a migration
 
 
 def connect(url: str | sa.URL) -> sa.Engine:
@@ -41,33 +45,55 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _config() -> Config:
-    """Alembic's configuration; the revisions lie inside the package in a wheel, beside it in a checkout."""
+def _migrations() -> Path:
+    """The folder of the migrations: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_migrations", package.parent / "migrations"):
         if (folder / "env.py").is_file():
-            config = Config()
-            config.set_main_option("script_location", str(folder).replace("%", "%%"))
-            return config
+            return folder
     raise CuratorError(f"the migrations are missing beside {package}; install forvalue-curator again")
+
+
+def _config() -> "Config":
+    """Alembic's configuration."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
+    return config
+
+
+def _revisions() -> dict[str, str | None]:
+    """Every revision that this version of the package knows, with the one before it."""
+    known: dict[str, str | None] = {}
+    for path in (_migrations() / "versions").glob("*.py"):
+        named = {name: ast.literal_eval(value) for name, value in _NAMED.findall(path.read_text("utf-8"))}
+        known[named["revision"]] = named["down_revision"]
+    return known
 
 
 def head_revision() -> str:
     """The newest revision that this version of the package knows."""
-    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+    known = _revisions()
+    return next(revision for revision in known if revision not in known.values())
 
 
 def current_revision(engine: sa.Engine) -> str | None:
     """The revision of a database; None for an empty one. Raises CuratorError where it cannot be opened."""
     try:
         with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            found: str | None = connection.scalar(sa.text("select version_num from alembic_version"))
+            return found
     except sa.exc.DBAPIError as error:
         raise CuratorError(f"the database {engine.url!r} cannot be opened: {error.orig}") from error
 
 
 def upgrade(engine: sa.Engine) -> None:
     """Creates or migrates the schema to the newest revision, in one transaction."""
+    from alembic import command
+
     _refuse_newer(current_revision(engine))
     config = _config()
     with engine.begin() as connection:
@@ -88,19 +114,18 @@ def require_current(engine: sa.Engine) -> None:
 
 
 def _refuse_newer(found: str | None) -> None:
-    if found is None:
-        return
-    try:
-        ScriptDirectory.from_config(_config()).get_revision(found)
-    except CommandError as error:
+    if found is not None and found not in _revisions():
         raise CuratorError(
             f"the store's schema {found} is newer than this version of curator knows (up to {head_revision()}); "
             "upgrade forvalue-curator"
-        ) from error
+        )
 
 
 def check_schema(engine: sa.Engine) -> list[str]:
     """Differences between the database and the tables in code, as Alembic would generate them; empty when in step."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return [str(difference) for difference in compare_metadata(context, Base.metadata)]

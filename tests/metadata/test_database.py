@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from alembic import command
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from curator.errors import CuratorError, NotFoundError, UsageError
 from curator.metadata import database
@@ -27,6 +29,15 @@ def test_the_migrations_make_what_the_tables_say(engine: sa.Engine):
     assert database.current_revision(engine) == database.head_revision()
     assert database.check_schema(engine) == []
     assert tables(engine) == set(Base.metadata.tables)
+
+
+def test_the_revisions_read_without_alembic_are_those_of_alembic(engine: sa.Engine):
+    script = ScriptDirectory.from_config(database._config())
+    assert database._revisions() == {entry.revision: entry.down_revision for entry in script.walk_revisions()}
+    assert database.head_revision() == script.get_current_head()
+    database.upgrade(engine)
+    with engine.connect() as connection:
+        assert database.current_revision(engine) == MigrationContext.configure(connection).get_current_revision()
 
 
 def test_an_upgrade_can_be_taken_back_and_repeated(engine: sa.Engine):
