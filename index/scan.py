@@ -21,6 +21,7 @@ from index.segment import Segment
 __all__ = [
     "MARGIN",
     "RowScale",
+    "StoredRows",
     "check_filter",
     "check_queries",
     "eligible",
@@ -35,6 +36,7 @@ RowScale = Literal["none", "inverse_norm"]
 
 # Rows kept beyond k until their values are known in float64: float32 can swap neighbours at the cut.
 MARGIN = 64
+GATHER_BLOCK_ROWS = 1024
 
 
 def scan(
@@ -175,12 +177,65 @@ def _locate(
     for segment in segments:
         if segment.num_samples == 0:
             continue
-        low, high = np.searchsorted(wanted_U, segment.ids[0]), np.searchsorted(wanted_U, segment.ids[-1], "right")
+        low, high = np.searchsorted(wanted_U, [segment.ids[0], segment.ids[-1] + 1])
+        if low == high:
+            continue
         rows = np.searchsorted(segment.ids, wanted_U[low:high])
         hits = np.flatnonzero(segment.ids[rows] == wanted_U[low:high])
         for start in range(0, len(hits), block_rows):
             block = hits[start : start + block_rows]
             yield segment, rows[block], low + block
+
+
+class StoredRows:
+    """The rows of some segments, numbered through in stored order, for gathering a few of them at random."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = tuple(segments)
+        self.starts = np.cumsum([0, *(segment.num_samples for segment in segments)])  # int64 [S + 1]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def mask(self, allowed: np.ndarray | None, excluded: np.ndarray | None) -> np.ndarray | None:
+        """Return bool [N], which rows a filter lets through, or None where it lets all."""
+        if allowed is None and (excluded is None or len(excluded) == 0):
+            return None
+        masks = [eligible(segment.ids, allowed, excluded) for segment in self.segments]
+        return np.concatenate(masks) if masks else None
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Return the ids int64 [n] of these rows."""
+        ids_n = np.empty(len(rows), np.int64)
+        for segment, places, at in self._parts(rows):
+            ids_n[at] = segment.ids[places]
+        return ids_n
+
+    def gather(self, rows: np.ndarray, row_scale: RowScale = "none") -> tuple[torch.Tensor, np.ndarray]:
+        """Return quantized sketches float16 [n, D] of ascending rows, and what multiplies the products of each."""
+        gathered_nD = torch.empty((len(rows), self.segments[0].width), dtype=torch.float16)
+        factors_n = np.empty(len(rows), np.float32)
+        for segment, places, at in self._parts(rows):
+            quantized, scales = segment.quantized(places)
+            gathered_nD[at] = quantized
+            factors_n[at] = scales * row_factors(segment.norms[places], row_scale)
+        return gathered_nD, factors_n
+
+    def _parts(self, rows: np.ndarray) -> Iterator[tuple[Segment, np.ndarray, slice]]:
+        """Yield (segment, rows within it, where these stand in rows) for ascending rows, segment by segment."""
+        of_row = np.searchsorted(self.starts, rows, side="right") - 1
+        numbers, firsts = np.unique(of_row, return_index=True)
+        for number, first, stop in zip(numbers, firsts, [*firsts[1:], len(rows)], strict=False):
+            yield self.segments[number], rows[first:stop] - self.starts[number], slice(first, stop)
+
+    def best(self, query_D: np.ndarray, rows: np.ndarray, k: int, row_scale: RowScale = "none") -> np.ndarray:
+        """Return the ids of the highest values among these ascending rows: k + MARGIN of them, in no order."""
+        quantized_nD, factors_n = self.gather(rows, row_scale)
+        query = torch.from_numpy(query_D)
+        values = [block.float() @ query for block in quantized_nD.split(GATHER_BLOCK_ROWS)]
+        values_n = torch.cat(values).numpy() * factors_n if values else np.empty(0)
+        keep = min(k + MARGIN, len(rows))
+        return self.ids(rows[np.sort(np.argpartition(-values_n, keep - 1)[:keep])] if keep else rows)
 
 
 def rank(ids_QK: np.ndarray, values_QK: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -212,6 +267,9 @@ def _members(ids_n: np.ndarray, among: np.ndarray) -> np.ndarray:
     if len(ids_n) and len(among):
         # Only the part of the filter within the block's range: a long filter costs each block little.
         within = among[np.searchsorted(among, ids_n[0]) : np.searchsorted(among, ids_n[-1], "right")]
+        if ids_n[-1] - ids_n[0] == len(ids_n) - 1:  # no gaps, as after an ingest: nothing to look up
+            mask_n[within - ids_n[0]] = True
+            return mask_n
         places = np.searchsorted(ids_n, within)
         mask_n[places[ids_n[places] == within]] = True
     return mask_n

@@ -35,7 +35,8 @@ from curator.metadata.tables import Dataset
 from curator.metadata.tables import Segment as SegmentRow
 from curator.query import Asked, parts_of, read_queries
 from curator.value import METHODS
-from index import FaissIndex, Segment, SegmentArrays, top_k, write_segment
+from index import Segment, SegmentArrays, top_k, write_segment
+from index.rabitq import build_shard, read_shard
 
 NOISE = 0.3
 NEIGHBOURS = 32
@@ -220,8 +221,8 @@ def _one_bit(sketches_ND: np.ndarray, queries_QD: np.ndarray) -> str:
     with tempfile.TemporaryDirectory() as folder:
         write_segment(Path(folder), SegmentArrays.of_sketches(np.arange(len(sketches_ND)), sketches_ND))
         stored = [Segment(Path(folder))]
-        shard = FaissIndex.open(Path(folder) / "index", stored, names=["all"], kind="rabitq")._shards[0]
-        found = shard.index.search(queries_QD * shard.query_scales, 100)[1]
+        shard = read_shard("all", build_shard(stored, "none"), stored[0].width)
+        found, _ = shard.search(queries_QD, 100, None)
         expected = top_k(stored, queries_QD, 10)[0]
     return f"{np.mean([np.isin(row, near).mean() for row, near in zip(expected, found, strict=True)]):.3f}"
 
