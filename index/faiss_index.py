@@ -16,6 +16,7 @@ takes, and what else was measured: scripts/results/scale.md.
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
-from index.rabitq import Interrupted, Shard, build_shard, load_faiss, read_shard
-from index.scan import RowScale, StoredRows, check_filter, check_queries, exact_values, rank, row_factors, top_k
+from index.rabitq import Interrupted, Shard, build_shard, load_faiss, read_shard, turned
+from index.scan import MARGIN, RowScale, StoredRows, check_filter, check_queries, rank, row_factors, top_k
 from index.segment import Segment
 from index.shard_files import ShardFiles
 
@@ -39,6 +41,8 @@ FLAT_MAX_ROWS = 20_000
 MIN_RABITQ_WIDTH = 256  # narrower, one bit a coordinate is too coarse: damping 10 finds .82 at 32, .979 at 128
 REFINE = 10  # candidates a result in each shard
 MIN_EXTRA = 1_000  # and at least so many more than k
+FIRST_EXTRA = 400  # more than k that are rescored in any case
+DOUBT = 2.5  # standard deviations of the estimates' error that a candidate may lie below the kth value
 FORMAT = "forvalue-shard/2"
 
 
@@ -62,7 +66,7 @@ class FaissIndex:
         self._shards = {shard.key: shard for _, shard in shards}
         self._files = files
         coded = [segments[at] for places, _ in shards for at in places]
-        self._coded = StoredRows(coded)
+        self._coded = StoredRows(coded, row_scale)
         self._starts = np.cumsum([0, *(shard.num_rows for _, shard in shards)])
         places = {at for places, _ in shards for at in places}
         self._scanned = [segment for at, segment in enumerate(segments) if at not in places]
@@ -116,9 +120,9 @@ class FaissIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids int64 [Q, K], scores float32 [Q, K]), K = min(k, number of eligible rows), as `scan.top_k` does.
 
-        Sorted by score, descending, ties by ascending id. Scores are exact; "rabitq" may miss rows (max(refine * k,
-        k + MIN_EXTRA) candidates a query and shard, of which the best, times the root of the number of shards, are
-        rescored), "flat" none, nor where that many rows or fewer are eligible. Should a query have fewer results than
+        Sorted by score, descending, ties by ascending id. Scores are exact; "rabitq" may miss rows (of max(refine * k,
+        k + MIN_EXTRA) candidates a query and shard those are rescored that may be among the best k), "flat" none, nor
+        where that many rows or fewer are eligible. Should a query have fewer results than
         K, its row ends in ids of -1 with scores of -inf. allowed and excluded are ascending int64 ids. The lowest of q
         are the highest of -q: ask for both as two rows. Raises ValueError as `scan.top_k` does. Safe from several
         threads.
@@ -134,39 +138,58 @@ class FaissIndex:
             return found_ids, found_scores
         mask = self._coded.mask(allowed, excluded)
         num_coded = len(self._coded) if mask is None else int(mask.sum())
-        rows_QC = self._candidates(queries_QD, k, refine, mask, num_coded)
-        best = [
-            self._coded.best(query_D, rows, k, self.row_scale)
-            for query_D, rows in zip(queries_QD, rows_QC, strict=True)
-        ]
-        ids_QC = np.full((len(best), max(map(len, best), default=0)), -1, np.int64)
-        for row, ids in zip(ids_QC, best, strict=True):
-            row[: len(ids)] = ids
-        scores_QC = exact_values(self._coded.segments, queries_QD, ids_QC, row_scale=self.row_scale)
+        rows_QC, estimates_QC = self._candidates(queries_QD, max(refine * k, k + MIN_EXTRA), mask, num_coded)
+        best = list(_pool().map(self._rescored, queries_QD, rows_QC, estimates_QC, [k] * len(queries_QD)))
+        ids_QC = np.full((len(best), max(len(ids) for ids, _ in best)), -1, np.int64)
+        scores_QC = np.full(ids_QC.shape, -np.inf, np.float32)
+        for at, (ids, scores) in enumerate(best):
+            ids_QC[at, : len(ids)], scores_QC[at, : len(ids)] = ids, scores
         num_results = min(k, num_coded + found_ids.shape[1])
         return rank(np.hstack([found_ids, ids_QC]), np.hstack([found_scores, scores_QC]), num_results)
 
     def _candidates(
-        self, queries_QD: np.ndarray, k: int, refine: int, mask: np.ndarray | None, num_eligible: int
-    ) -> list[np.ndarray]:
-        """Return the rows to rescore, ascending, for each query: the best by their codes, or all where they are few."""
-        per_shard = max(refine * k, k + MIN_EXTRA)
-        num_wanted = int(per_shard * math.sqrt(len(self._shards)))
-        if num_eligible <= num_wanted:
+        self, queries_QD: np.ndarray, per_shard: int, mask: np.ndarray | None, num_eligible: int
+    ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray | None]]:
+        """Return rows and estimated scores for each query, best first; all rows, without estimates, where few."""
+        if num_eligible <= per_shard * math.sqrt(len(self._shards)):
             rows = np.arange(len(self._coded)) if mask is None else np.flatnonzero(mask)
-            return [rows] * len(queries_QD)
+            return [rows] * len(queries_QD), [None] * len(queries_QD)
         parts = [None if mask is None else mask[a:b] for a, b in zip(self._starts, self._starts[1:], strict=False)]
-        work = list(zip(self._shards.values(), parts, strict=True))
-        found = list(_pool().map(lambda item: _search(item[0], item[1], queries_QD, per_shard), work))
-        rows_QC = np.hstack(
-            [np.where(rows < 0, -1, rows + start) for (rows, _), start in zip(found, self._starts, strict=False)]
-        )
-        estimates_QC = np.hstack([estimates for _, estimates in found])
-        if rows_QC.shape[1] > num_wanted:
-            best = np.argpartition(-estimates_QC, num_wanted - 1, axis=1)[:, :num_wanted]
-            rows_QC = np.take_along_axis(rows_QC, best, axis=1)
-        rows_QC.sort(axis=1)
-        return [rows[np.searchsorted(rows, 0) :] for rows in rows_QC]
+        shards = list(self._shards.values())
+        found = _pool().map(_search, shards, parts, turned(shards, queries_QD), [per_shard] * len(shards))
+        rows, estimates = zip(*found, strict=True)
+        starts = self._starts.tolist()
+        rows_QC = np.hstack([part + start for part, start in zip(rows, starts, strict=False)])
+        estimates_QC = np.hstack(estimates)
+        order = np.argsort(-estimates_QC, axis=1)
+        return list(np.take_along_axis(rows_QC, order, axis=1)), list(np.take_along_axis(estimates_QC, order, axis=1))
+
+    def _rescored(
+        self, query_D: np.ndarray, rows: np.ndarray, estimates: np.ndarray | None, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and exact scores of the best k rows and a few more, in no order.
+
+        The first candidates tell how far off estimates are. After them only those are looked at whose estimate says
+        that they may still be among the best k.
+        """
+        if estimates is None:
+            values = self._coded.values(query_D, rows)
+        else:
+            num_found = int(np.searchsorted(-estimates, np.inf))  # faiss found no more: -inf
+            first = np.sort(rows[: min(num_found, k + FIRST_EXTRA)])
+            order = np.argsort(rows[: len(first)])
+            values = self._coded.values(query_D, first)
+            error = float(np.std(values - estimates[: len(first)][order])) if len(first) else 0.0
+            if len(first) > k:
+                floor = np.partition(values, len(values) - k)[len(values) - k] - DOUBT * error
+                num_found = min(num_found, int(np.searchsorted(-estimates, -floor, side="right")))
+            rest = np.sort(rows[len(first) : num_found])
+            values = np.concatenate([values, self._coded.values(query_D, rest)])
+            rows = np.concatenate([first, rest])
+        if len(rows) > k + MARGIN:
+            rows = rows[np.argpartition(-values, k + MARGIN)[: k + MARGIN]]
+        rows = np.sort(rows)
+        return self._coded.ids(rows), self._coded.exact(query_D, rows)
 
     def describe(self) -> dict[str, str | int]:
         """Return {"type": "flat" | "rabitq", "shards": number, "rows": number, "bytes": size of the shards, "scanned":
@@ -263,12 +286,26 @@ def _num_rows(segments: Sequence[Segment], places: range) -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Threads that each search one shard at a time, with one OpenMP thread: faiss itself splits queries, not rows."""
+    """Threads, one a core, that each work on one shard or one query at a time.
+
+    faiss itself splits queries among threads, not rows, and a query is one or two of them.
+    """
     num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(num_threads, "shard", initializer=load_faiss().omp_set_num_threads, initargs=(1,))
+    faiss, before, all_started = load_faiss(), torch.get_num_threads(), threading.Barrier(num_threads)
+
+    def start() -> None:
+        faiss.omp_set_num_threads(1)
+        torch.set_num_threads(1)  # of this thread, and of those to come, until it is taken back below
+        all_started.wait()
+
+    pool = ThreadPoolExecutor(num_threads, "search", initializer=start)
+    for waiting in [pool.submit(int) for _ in range(num_threads)]:
+        waiting.result()
+    torch.set_num_threads(before)
+    return pool
 
 
-def _search(shard: Shard, mask: np.ndarray | None, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search(shard: Shard, mask: np.ndarray | None, turned_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     if mask is not None and mask.all():
         mask = None
-    return shard.search(queries_QD, k, mask)
+    return shard.search(turned_QD, k, mask)

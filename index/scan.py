@@ -36,7 +36,7 @@ RowScale = Literal["none", "inverse_norm"]
 
 # Rows kept beyond k until their values are known in float64: float32 can swap neighbours at the cut.
 MARGIN = 64
-GATHER_BLOCK_ROWS = 1024
+GATHER_BLOCK_ROWS = 256  # stays inside the cache of one core
 
 
 def scan(
@@ -190,52 +190,60 @@ def _locate(
 class StoredRows:
     """The rows of some segments, numbered through in stored order, for gathering a few of them at random."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], row_scale: RowScale = "none") -> None:
         self.segments = tuple(segments)
+        self.row_scale = row_scale
         self.starts = np.cumsum([0, *(segment.num_samples for segment in segments)])  # int64 [S + 1]
+        stored = [segment.quantized(slice(None)) for segment in segments]
+        self._sketches = [sketches.numpy() for sketches, _ in stored]  # mapped, float16 [n, D]
+        self._scales = np.concatenate([np.empty(0, np.float32), *(scales for _, scales in stored)])
+        self._ids = np.concatenate([np.empty(0, np.int64), *(segment.ids for segment in segments)])
+        self._norms = None
+        if row_scale != "none":
+            self._norms = np.concatenate([np.empty(0, np.float32), *(segment.norms for segment in segments)])
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return len(self._ids)
 
     def mask(self, allowed: np.ndarray | None, excluded: np.ndarray | None) -> np.ndarray | None:
         """Return bool [N], which rows a filter lets through, or None where it lets all."""
         if allowed is None and (excluded is None or len(excluded) == 0):
             return None
         masks = [eligible(segment.ids, allowed, excluded) for segment in self.segments]
-        return np.concatenate(masks) if masks else None
+        return np.concatenate([np.empty(0, bool), *masks])
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Return the ids int64 [n] of these rows."""
-        ids_n = np.empty(len(rows), np.int64)
-        for segment, places, at in self._parts(rows):
-            ids_n[at] = segment.ids[places]
-        return ids_n
+        """Return the ids int64 of these rows."""
+        return self._ids[rows]
 
-    def gather(self, rows: np.ndarray, row_scale: RowScale = "none") -> tuple[torch.Tensor, np.ndarray]:
-        """Return quantized sketches float16 [n, D] of ascending rows, and what multiplies the products of each."""
-        gathered_nD = torch.empty((len(rows), self.segments[0].width), dtype=torch.float16)
-        factors_n = np.empty(len(rows), np.float32)
-        for segment, places, at in self._parts(rows):
-            quantized, scales = segment.quantized(places)
-            gathered_nD[at] = quantized
-            factors_n[at] = scales * row_factors(segment.norms[places], row_scale)
-        return gathered_nD, factors_n
+    def gather(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the quantized sketches float16 [n, D] of ascending rows."""
+        gathered_nD = np.empty((len(rows), self.segments[0].width), np.float16)
+        numbers, firsts = np.unique(np.searchsorted(self.starts, rows, side="right") - 1, return_index=True)
+        bounds = [*firsts.tolist(), len(rows)]
+        for at, number in enumerate(numbers.tolist()):
+            part = slice(bounds[at], bounds[at + 1])
+            # "clip" makes numpy write into out itself; the rows are within bounds.
+            np.take(self._sketches[number], rows[part] - self.starts[number], 0, gathered_nD[part], "clip")
+        return torch.from_numpy(gathered_nD)
 
-    def _parts(self, rows: np.ndarray) -> Iterator[tuple[Segment, np.ndarray, slice]]:
-        """Yield (segment, rows within it, where these stand in rows) for ascending rows, segment by segment."""
-        of_row = np.searchsorted(self.starts, rows, side="right") - 1
-        numbers, firsts = np.unique(of_row, return_index=True)
-        for number, first, stop in zip(numbers, firsts, [*firsts[1:], len(rows)], strict=False):
-            yield self.segments[number], rows[first:stop] - self.starts[number], slice(first, stop)
+    def factors(self, rows: np.ndarray) -> np.ndarray:
+        """Return float64 [n], what the products of the quantized sketches are multiplied by."""
+        scales_n = self._scales[rows].astype(np.float64)
+        return (
+            scales_n if self._norms is None else scales_n * row_factors(self._norms[rows].astype("f8"), self.row_scale)
+        )
 
-    def best(self, query_D: np.ndarray, rows: np.ndarray, k: int, row_scale: RowScale = "none") -> np.ndarray:
-        """Return the ids of the highest values among these ascending rows: k + MARGIN of them, in no order."""
-        quantized_nD, factors_n = self.gather(rows, row_scale)
+    def values(self, query_D: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return float32 [n]: the values of ascending rows, accumulated in float32."""
         query = torch.from_numpy(query_D)
-        values = [block.float() @ query for block in quantized_nD.split(GATHER_BLOCK_ROWS)]
-        values_n = torch.cat(values).numpy() * factors_n if values else np.empty(0)
-        keep = min(k + MARGIN, len(rows))
-        return self.ids(rows[np.sort(np.argpartition(-values_n, keep - 1)[:keep])] if keep else rows)
+        products = [block.float() @ query for block in self.gather(rows).split(GATHER_BLOCK_ROWS)]
+        return (torch.cat(products).numpy() * self.factors(rows)).astype(np.float32) if products else np.empty(0, "f4")
+
+    def exact(self, query_D: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return float32 [n]: the values of ascending rows, as `exact_values` reports them."""
+        products = self.gather(rows).double() @ torch.from_numpy(query_D).double()
+        return (products.numpy() * self.factors(rows)).astype(np.float32)
 
 
 def rank(ids_QK: np.ndarray, values_QK: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ from curator.metadata.tables import Segment as SegmentRow
 from curator.query import Asked, parts_of, read_queries
 from curator.value import METHODS
 from index import Segment, SegmentArrays, top_k, write_segment
-from index.rabitq import build_shard, read_shard
+from index.rabitq import build_shard, read_shard, turned
 
 NOISE = 0.3
 NEIGHBOURS = 32
@@ -222,7 +222,7 @@ def _one_bit(sketches_ND: np.ndarray, queries_QD: np.ndarray) -> str:
         write_segment(Path(folder), SegmentArrays.of_sketches(np.arange(len(sketches_ND)), sketches_ND))
         stored = [Segment(Path(folder))]
         shard = read_shard("all", build_shard(stored, "none"), stored[0].width)
-        found, _ = shard.search(queries_QD, 100, None)
+        found, _ = shard.search(turned([shard], queries_QD)[0], 100, None)
         expected = top_k(stored, queries_QD, 10)[0]
     return f"{np.mean([np.isin(row, near).mean() for row, near in zip(expected, found, strict=True)]):.3f}"
 

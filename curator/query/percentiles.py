@@ -80,6 +80,6 @@ class Corpus:
             mask = stored.mask(None, self._deleted)
             admitted = np.arange(len(stored)) if mask is None else np.flatnonzero(mask)
             rows = np.sort(np.random.default_rng(0).choice(admitted, SAMPLED_ROWS, replace=False))
-            sketches_nD, plain = stored.gather(rows)
-            self._part = sketches_nD, {"none": plain, "inverse_norm": stored.gather(rows, "inverse_norm")[1]}
+            cosine = StoredRows(self._segments, "inverse_norm")
+            self._part = stored.gather(rows), {"none": stored.factors(rows), "inverse_norm": cosine.factors(rows)}
         return self._part
