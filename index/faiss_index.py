@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from index.rabitq import Interrupted, Shard, build_shard, load_faiss, read_shard, turned
-from index.scan import MARGIN, RowScale, StoredRows, check_filter, check_queries, rank, row_factors, top_k
+from index.scan import RowScale, StoredRows, check_filter, check_queries, rank, row_factors, top_k
 from index.segment import Segment
 from index.shard_files import ShardFiles
 
@@ -173,23 +173,18 @@ class FaissIndex:
         that they may still be among the best k.
         """
         if estimates is None:
-            values = self._coded.values(query_D, rows)
-        else:
-            num_found = int(np.searchsorted(-estimates, np.inf))  # faiss found no more: -inf
-            first = np.sort(rows[: min(num_found, k + FIRST_EXTRA)])
-            order = np.argsort(rows[: len(first)])
-            values = self._coded.values(query_D, first)
-            error = float(np.std(values - estimates[: len(first)][order])) if len(first) else 0.0
-            if len(first) > k:
-                floor = np.partition(values, len(values) - k)[len(values) - k] - DOUBT * error
-                num_found = min(num_found, int(np.searchsorted(-estimates, -floor, side="right")))
-            rest = np.sort(rows[len(first) : num_found])
-            values = np.concatenate([values, self._coded.values(query_D, rest)])
-            rows = np.concatenate([first, rest])
-        if len(rows) > k + MARGIN:
-            rows = rows[np.argpartition(-values, k + MARGIN)[: k + MARGIN]]
-        rows = np.sort(rows)
-        return self._coded.ids(rows), self._coded.exact(query_D, rows)
+            return self._coded.best(query_D, rows, k)
+        num_found = int(np.searchsorted(-estimates, np.inf))  # faiss found no more: -inf
+        first = np.sort(rows[: min(num_found, k + FIRST_EXTRA)])
+        order = np.argsort(rows[: len(first)])
+        values = self._coded.values(query_D, first)
+        if len(first) > k:
+            error = float(np.std(values - estimates[: len(first)][order]))
+            floor = np.partition(values, len(values) - k)[len(values) - k] - DOUBT * error
+            num_found = min(num_found, int(np.searchsorted(-estimates, -floor, side="right")))
+        rest = np.sort(rows[len(first) : num_found])
+        values = np.concatenate([values, self._coded.values(query_D, rest)])
+        return self._coded.best(query_D, np.concatenate([first, rest]), k, values)
 
     def describe(self) -> dict[str, str | int]:
         """Return {"type": "flat" | "rabitq", "shards": number, "rows": number, "bytes": size of the shards, "scanned":

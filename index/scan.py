@@ -212,10 +212,6 @@ class StoredRows:
         masks = [eligible(segment.ids, allowed, excluded) for segment in self.segments]
         return np.concatenate([np.empty(0, bool), *masks])
 
-    def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Return the ids int64 of these rows."""
-        return self._ids[rows]
-
     def gather(self, rows: np.ndarray) -> torch.Tensor:
         """Return the quantized sketches float16 [n, D] of ascending rows."""
         gathered_nD = np.empty((len(rows), self.segments[0].width), np.float16)
@@ -240,10 +236,20 @@ class StoredRows:
         products = [block.float() @ query for block in self.gather(rows).split(GATHER_BLOCK_ROWS)]
         return (torch.cat(products).numpy() * self.factors(rows)).astype(np.float32) if products else np.empty(0, "f4")
 
-    def exact(self, query_D: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return float32 [n]: the values of ascending rows, as `exact_values` reports them."""
-        products = self.gather(rows).double() @ torch.from_numpy(query_D).double()
-        return (products.numpy() * self.factors(rows)).astype(np.float32)
+    def best(
+        self, query_D: np.ndarray, rows: np.ndarray, k: int, values: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and values, as `exact_values` reports them, of the best k + MARGIN of these rows, in no order.
+
+        rows are ascending, unless their values are given.
+        """
+        if values is None:
+            values = self.values(query_D, rows)
+        if len(rows) > k + MARGIN:
+            rows = rows[np.argpartition(-values, k + MARGIN)[: k + MARGIN]]
+        rows = np.sort(rows)
+        products = self.gather(rows).double() @ torch.from_numpy(query_D).double() if len(rows) else torch.empty(0)
+        return self._ids[rows], (products.numpy() * self.factors(rows)).astype(np.float32)
 
 
 def rank(ids_QK: np.ndarray, values_QK: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -257,8 +257,8 @@ def _searcher(
         rows_QC = index.search(np.ascontiguousarray((queries_QD * w_D) @ turn_DD.T), num)[1]
         best = []
         for query_D, found in zip(queries_QD, rows_QC, strict=True):
-            rows = np.sort(found[found >= 0])
-            ids, _ = rank(stored.ids(rows)[None], stored.values(query_D, rows)[None], k)
+            ids, values = stored.best(query_D, np.sort(found[found >= 0]), k)
+            ids, _ = rank(ids[None], values[None], k)
             best.append(np.pad(ids[0], (0, k - ids.shape[1]), constant_values=-1))
         return np.stack(best)
 

@@ -88,7 +88,9 @@ class Answering:
         self.num_elsewhere = count_elsewhere(session, space.id)
         self.forward = Forward(lm)
         self._first_ids = np.array([s.ids[0] for s in self.segments if s.num_samples], dtype=np.int64)
-        self.indexes: SpaceIndexes = SpaceIndexes(store, space, self.segments, former.indexes if former else None)
+        self.indexes: SpaceIndexes = SpaceIndexes(
+            store, space, self.segments, lm.device, former.indexes if former else None
+        )
 
     def prepare(self, query: Query, method: Method, damping: float) -> tuple[PreparedQuery, dict[str, Any]]:
         """The query's gradient under a method, and what the answer says about the query."""

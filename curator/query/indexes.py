@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from sqlalchemy.orm import Session
 
 from curator.metadata.tables import Space
 from curator.store import Store
+from index.device_scan import DeviceScan
 from index.errors import FaissMissingError
 from index.faiss_index import FaissIndex
 from index.scan import RowScale
@@ -28,15 +30,28 @@ class SpaceIndexes:
     once this object is gone or the process ends.
     """
 
-    def __init__(self, store: Store, space: Space, segments: Sequence[Segment], former: "SpaceIndexes | None" = None):
+    def __init__(
+        self,
+        store: Store,
+        space: Space,
+        segments: Sequence[Segment],
+        device: torch.device,
+        former: "SpaceIndexes | None" = None,
+    ):
         self.directory = store.index_directory(space)
         self.segments = segments
         self._former = dict(former._indexes) if former is not None and former.directory == self.directory else {}
+        self._device = device
         self._indexes: dict[RowScale, FaissIndex] = {}
+        self._on_device: dict[RowScale, DeviceScan] = {}
         self._building: dict[RowScale, threading.Thread] = {}
 
-    def get(self, row_scale: RowScale) -> FaissIndex:
-        """The index as it is now."""
+    def get(self, row_scale: RowScale) -> FaissIndex | DeviceScan:
+        """The index as it is now; the sketches themselves where the space's device is a GPU that holds them."""
+        if row_scale in self._on_device or DeviceScan.fits(self.segments, self._device):
+            if row_scale not in self._on_device:
+                self._on_device[row_scale] = DeviceScan(self.segments, self._device, row_scale)
+            return self._on_device[row_scale]
         if row_scale not in self._indexes:
             index = _open(
                 self.directory, self.segments, row_scale, build=False, reuse=self._former.pop(row_scale, None)
