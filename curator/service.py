@@ -259,8 +259,9 @@ class Curator:
 
         state = (space.id, *_generation(session))
         if self._answering is None or self._answering[0] != state:
+            former = self._answering[1] if self._answering else None
             try:
-                answering = Answering(self._store, session, space, loaded.lm, loaded.encoder)
+                answering = Answering(self._store, session, space, loaded.lm, loaded.encoder, former)
             except IntegrityError:
                 session.rollback()  # a new look: another process may have compacted in between
                 if (space.id, *_generation(session)) == state:

@@ -5,6 +5,7 @@ import os
 # Read when OpenMP starts, so before torch or faiss: threads that spin while waiting slow a shared machine 4 times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from index.device_scan import DeviceScan
 from index.errors import FaissMissingError, StoredFileError
 from index.factors import KeptErrors, QuantizedFactors, keep_errors, quantize, token_values
 from index.faiss_index import FaissIndex
@@ -14,6 +15,7 @@ from index.scan import scan, top_k
 from index.segment import Segment, SegmentArrays, write_segment
 
 __all__ = [
+    "DeviceScan",
     "FaissIndex",
     "FaissMissingError",
     "HiddenMoment",

@@ -1,83 +1,49 @@
-"""The vector index: FAISS over the sketches, grown group by group. The only home of faiss.
+"""The vector index: shards of coded sketches that grow group by group, and an exact scan of what is not coded yet.
 
-Consecutive segments form groups of about GROUP_ROWS rows; a group's FAISS index is a shard. Groups are cut from the
-front, so that an append changes only the last one that was not full. Shards are read into memory and never changed:
-any number of threads may search one object while another is opened over more segments (faiss itself crashes on a
-search during an add).
+Consecutive segments form groups. A group closes once it holds GROUP_ROWS rows and is then one shard, trained on its
+own rows, made once and never touched again. Behind the last closed group, young groups of YOUNG_ROWS make small
+shards, which the next large one replaces; and the rows behind those are scanned exactly. So an append builds at most
+what it completed, and a row is coded twice in its life. Where a shard is missing and may not be built now, its rows
+are scanned: answers are right at once, and fast again when `open` with build=True has run, beside the queries.
 
-Two kinds. "flat" holds float32 rows and misses nothing. "rabitq" holds one bit a coordinate (D / 8 + 8 bytes a row)
-and proposes candidates, rescored from the stored sketches: reported scores are exact for both kinds, only which rows
-are found is approximate. What the bits are taken of was measured, since RaBitQ is built for isotropic rows and queries
-and sketches are neither (principal components; a preconditioned query weighs up the small ones). Recall@100 in 1,000
-candidates, clustered rows of lognormal norms and width 256, standard deviations falling as j^-.5 and j^-1, the worse
-of the two (50k rows; 100k in the first line):
+An index object never changes: any number of threads may search it while another one is opened over more segments.
 
-    query                                        raw    damping 10   damping 1
-    as stored                                    .79
-    rotated at random                            .999   .984         .903
-    balanced by variance^(1/8), then rotated     .998   .990         .951     <- this
-    balanced by variance^(1/4), then rotated     .994   .983         .961
-    rotated, two bits (size and time x 2)        1.0    .998         .987
-
-Balancing divides a row's coordinates by w and multiplies a query's by w: the inner product stays what it was. More
-candidates cost little: 100k x 256, raw / damping 10 / damping 1, recall@100 in 1,000 of them .9997 / .997 / .965, in
-2,000 1.0 / .998 / .977; with row_scale "inverse_norm" .987 / .987 / .931 and .999 / .997 / .971. Hence REFINE.
+Codes are one bit a coordinate (index/rabitq.py), D / 8 + 16 bytes a row. They propose candidates, which are rescored
+from the stored sketches: reported scores are exact, only which rows are found is approximate. How many candidates it
+takes, and what else was measured: scripts/results/scale.md.
 """
 
 import contextlib
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
 
-from index.errors import FaissMissingError
-from index.scan import MARGIN, RowScale, check_filter, check_queries, eligible, exact_values, rank, row_factors
+from index.rabitq import Interrupted, Shard, build_shard, load_faiss, read_shard, turned
+from index.scan import RowScale, StoredRows, check_filter, check_queries, rank, row_factors, top_k
 from index.segment import Segment
 from index.shard_files import ShardFiles
 
-__all__ = ["FaissIndex", "Kind"]
+__all__ = ["FaissIndex", "Kind", "load_faiss"]
 
 Kind = Literal["auto", "flat", "rabitq"]
 
 GROUP_ROWS = 131_072
-FLAT_MAX_ROWS = 20_000  # below, an exact index is as fast and costs little memory
+YOUNG_ROWS = 16_384  # fewer rows are scanned as fast as codes are searched and rescored
+FLAT_MAX_ROWS = 20_000
 MIN_RABITQ_WIDTH = 256  # narrower, one bit a coordinate is too coarse: damping 10 finds .82 at 32, .979 at 128
-TRAIN_ROWS = 16_384
-BUILD_BLOCK_ROWS = 8_192
-REFINE = 20  # candidates per result
+REFINE = 10  # candidates a result in each shard
 MIN_EXTRA = 1_000  # and at least so many more than k
-QUERY_BITS = 8
-BALANCE = 1 / 8  # the exponent of the variance, see above
-FORMAT = "forvalue-shard/1"
-ROTATION_SEED = 20_250_810  # any fixed number: equal segments make equal shards
-
-
-def load_faiss() -> ModuleType:
-    """Import faiss. Raises FaissMissingError, which says what to install."""
-    # Read when faiss loads its OpenMP: threads that spin while they wait made a loaded machine 4 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import faiss  # optional: scans work without it
-    except ImportError as error:
-        raise FaissMissingError from error
-    return faiss
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One group: its rows' ids, ascending, the position of each in the FAISS index, and that index."""
-
-    key: str
-    ids: np.ndarray  # [n] int64, ascending
-    positions: np.ndarray  # [n] int64
-    ids_by_position: np.ndarray  # [n] int64
-    index: Any
-    query_scales: np.ndarray | None  # [D] float32, what a query is multiplied by; None for flat
-    num_bytes: int
+FIRST_EXTRA = 400  # more than k that are rescored in any case
+DOUBT = 2.5  # standard deviations of the estimates' error that a candidate may lie below the kth value
+FORMAT = "forvalue-shard/2"
 
 
 class FaissIndex:
@@ -88,16 +54,23 @@ class FaissIndex:
         kind: Literal["flat", "rabitq"],
         row_scale: RowScale,
         segments: Sequence[Segment],
-        shards: Sequence[_Shard],
+        shards: Sequence[tuple[range, Shard]],
+        num_missing: int,
         files: ShardFiles,
     ) -> None:
         """Use `open`."""
         self.kind = kind
         self.row_scale = row_scale
-        self._files = files
-        self.num_rows = sum(len(shard.ids) for shard in shards)
+        self.num_missing = num_missing  # rows whose shard is still to be built; till then others serve, or the scan
         self._segments = tuple(segments)
-        self._shards = tuple(shards)
+        self._shards = {shard.key: shard for _, shard in shards}
+        self._files = files
+        coded = [segments[at] for places, _ in shards for at in places]
+        self._coded = StoredRows(coded, row_scale)
+        self._starts = np.cumsum([0, *(shard.num_rows for _, shard in shards)])
+        places = {at for places, _ in shards for at in places}
+        self._scanned = [segment for at, segment in enumerate(segments) if at not in places]
+        self.num_rows = sum(segment.num_samples for segment in segments)
 
     @classmethod
     def open(
@@ -109,14 +82,17 @@ class FaissIndex:
         row_scale: RowScale = "none",
         kind: Kind = "auto",
         reuse: "FaissIndex | None" = None,
+        build: bool = True,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> "FaissIndex":
         """Open the index of these segments, building and storing under directory the shards that are not there.
 
-        names are the segments' stable names: a shard file is found again by them. "auto" is flat below FLAT_MAX_ROWS
-        rows or a width of MIN_RABITQ_WIDTH, else rabitq. reuse is an index, as the one this is to replace, whose
-        shards are shared where they fit instead of read again. Files under directory are a cache: whatever is missing,
-        truncated or altered is built anew. Raises FaissMissingError, ValueError for arguments that do not fit, OSError
-        if a shard must be built and directory is not writable.
+        names are the segments' stable names: a shard file is found again by them. "auto" is flat, an exact scan without
+        files, below FLAT_MAX_ROWS rows or a width of MIN_RABITQ_WIDTH, else rabitq. reuse is an index, as the one this
+        is to replace, whose shards are shared where they fit instead of read again. Without build nothing is built:
+        `num_missing` says how many rows wait for it. A build stops, leaving the rest to the scan, once is_wanted() is
+        False; what it finished is kept. Files under directory are a cache: whatever is missing, truncated or altered is
+        built anew. Raises FaissMissingError where shards are called for, ValueError for arguments that do not fit.
         """
         if len(names) != len(segments) or len(set(names)) != len(names):
             raise ValueError(f"names must be unique, one a segment: got {len(names)} for {len(segments)} segments")
@@ -124,18 +100,14 @@ class FaissIndex:
             raise ValueError(f"segments differ in width: {sorted({segment.width for segment in segments})}")
         if kind not in ("auto", "flat", "rabitq"):
             raise ValueError(f"kind must be 'auto', 'flat' or 'rabitq', got {kind!r}")
-        faiss = load_faiss()
-        if kind == "auto":
-            kind = _kind_for(segments)
+        row_factors(np.ones(1, np.float32), row_scale)  # raises for one that is not known
         files = ShardFiles(directory, prefix=f"{row_scale}-")
-        held = {shard.key: shard for shard in reuse._shards} if reuse else {}
-        shards = []
-        for group in _groups(segments):
-            members = [segments[at] for at in group]
-            recipe = [FORMAT, faiss.__version__, kind, row_scale, str(members[0].width), *(names[at] for at in group)]
-            key = files.key(recipe)
-            shards.append(held.get(key) or _open_shard(files, key, members, kind, row_scale))
-        return cls(kind, row_scale, segments, shards, files)
+        kind = _kind_for(segments) if kind == "auto" else kind
+        if kind == "flat":
+            return cls(kind, row_scale, segments, [], 0, files)
+        maker = _Maker(files, segments, names, row_scale, reuse._shards if reuse else {}, build, is_wanted)
+        shards, num_missing = maker.shards()
+        return cls(kind, row_scale, segments, shards, num_missing, files)
 
     def search(
         self,
@@ -148,46 +120,86 @@ class FaissIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids int64 [Q, K], scores float32 [Q, K]), K = min(k, number of eligible rows), as `scan.top_k` does.
 
-        Sorted by score, descending, ties by ascending id. Scores are exact; "rabitq" may miss rows (max(refine * k,
-        k + MIN_EXTRA) candidates a query are rescored), "flat" none. Should a query have fewer results than K, its row
-        ends in ids of -1 with scores of -inf. allowed and excluded are ascending int64 ids. The lowest of q are the
-        highest of -q: ask for both as two rows. Raises ValueError as `scan.top_k` does. Safe from several threads.
+        Sorted by score, descending, ties by ascending id. Scores are exact; "rabitq" may miss rows (of max(refine * k,
+        k + MIN_EXTRA) candidates a query and shard those are rescored that may be among the best k), "flat" none, nor
+        where that many rows or fewer are eligible. Should a query have fewer results than
+        K, its row ends in ids of -1 with scores of -inf. allowed and excluded are ascending int64 ids. The lowest of q
+        are the highest of -q: ask for both as two rows. Raises ValueError as `scan.top_k` does. Safe from several
+        threads.
         """
         if k < 0:
             raise ValueError(f"k must not be negative, got {k}")
         queries_QD = check_queries(self._segments, queries)
         check_filter(allowed, excluded)
-        num_wanted = max(refine * k, k + MIN_EXTRA) if self.kind == "rabitq" else k + MARGIN
-        masks = [eligible(shard.ids, allowed, excluded) for shard in self._shards]
-        num_results = min(k, sum(int(mask.sum()) for mask in masks))
-        if num_results == 0 or len(queries_QD) == 0:
-            return np.empty((len(queries_QD), num_results), np.int64), np.empty((len(queries_QD), num_results), "f4")
-        candidates_QC = self._candidates(queries_QD, num_wanted, masks)
-        scores_QC = exact_values(self._segments, queries_QD, candidates_QC, row_scale=self.row_scale)
-        return rank(candidates_QC, scores_QC, num_results)
+        found_ids, found_scores = top_k(
+            self._scanned, queries_QD, k, row_scale=self.row_scale, allowed=allowed, excluded=excluded
+        )
+        if not self._shards or k == 0 or len(queries_QD) == 0:
+            return found_ids, found_scores
+        mask = self._coded.mask(allowed, excluded)
+        num_coded = len(self._coded) if mask is None else int(mask.sum())
+        rows_QC, estimates_QC = self._candidates(queries_QD, max(refine * k, k + MIN_EXTRA), mask, num_coded)
+        best = list(_pool().map(self._rescored, queries_QD, rows_QC, estimates_QC, [k] * len(queries_QD)))
+        ids_QC = np.full((len(best), max(len(ids) for ids, _ in best)), -1, np.int64)
+        scores_QC = np.full(ids_QC.shape, -np.inf, np.float32)
+        for at, (ids, scores) in enumerate(best):
+            ids_QC[at, : len(ids)], scores_QC[at, : len(ids)] = ids, scores
+        num_results = min(k, num_coded + found_ids.shape[1])
+        return rank(np.hstack([found_ids, ids_QC]), np.hstack([found_scores, scores_QC]), num_results)
 
-    def _candidates(self, queries_QD: np.ndarray, num_wanted: int, masks: list[np.ndarray]) -> np.ndarray:
-        """Return ids [Q, C], -1 where there is none: all rows of shards with few eligible ones, the best of others."""
-        whole, ids, estimates = [], [], []
-        for shard, mask in zip(self._shards, masks, strict=True):
-            if mask.sum() <= num_wanted:  # all of them are candidates: nothing to search for
-                whole.append(np.tile(shard.ids[mask], (len(queries_QD), 1)))
-                continue
-            found_ids, found_estimates = _search_shard(shard, queries_QD, num_wanted, mask)
-            ids.append(found_ids)
-            estimates.append(found_estimates)
-        if ids:
-            whole.append(rank(np.hstack(ids), np.hstack(estimates), num_wanted)[0])
-        return np.hstack(whole)
+    def _candidates(
+        self, queries_QD: np.ndarray, per_shard: int, mask: np.ndarray | None, num_eligible: int
+    ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray | None]]:
+        """Return rows and estimated scores for each query, best first; all rows, without estimates, where few."""
+        if num_eligible <= per_shard * math.sqrt(len(self._shards)):
+            rows = np.arange(len(self._coded)) if mask is None else np.flatnonzero(mask)
+            return [rows] * len(queries_QD), [None] * len(queries_QD)
+        parts = [None if mask is None else mask[a:b] for a, b in zip(self._starts, self._starts[1:], strict=False)]
+        shards = list(self._shards.values())
+        found = _pool().map(_search, shards, parts, turned(shards, queries_QD), [per_shard] * len(shards))
+        rows, estimates = zip(*found, strict=True)
+        starts = self._starts.tolist()
+        rows_QC = np.hstack([part + start for part, start in zip(rows, starts, strict=False)])
+        estimates_QC = np.hstack(estimates)
+        order = np.argsort(-estimates_QC, axis=1)
+        return list(np.take_along_axis(rows_QC, order, axis=1)), list(np.take_along_axis(estimates_QC, order, axis=1))
+
+    def _rescored(
+        self, query_D: np.ndarray, rows: np.ndarray, estimates: np.ndarray | None, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and exact scores of the best k rows and a few more, in no order.
+
+        The first candidates tell how far off estimates are. After them only those are looked at whose estimate says
+        that they may still be among the best k.
+        """
+        if estimates is None:
+            return self._coded.best(query_D, rows, k)
+        num_found = int(np.searchsorted(-estimates, np.inf))  # faiss found no more: -inf
+        first = np.sort(rows[: min(num_found, k + FIRST_EXTRA)])
+        order = np.argsort(rows[: len(first)])
+        values = self._coded.values(query_D, first)
+        if len(first) > k:
+            error = float(np.std(values - estimates[: len(first)][order]))
+            floor = np.partition(values, len(values) - k)[len(values) - k] - DOUBT * error
+            num_found = min(num_found, int(np.searchsorted(-estimates, -floor, side="right")))
+        rest = np.sort(rows[len(first) : num_found])
+        values = np.concatenate([values, self._coded.values(query_D, rest)])
+        return self._coded.best(query_D, np.concatenate([first, rest]), k, values)
 
     def describe(self) -> dict[str, str | int]:
-        """Return {"type": "flat" | "rabitq", "shards": number, "rows": number, "bytes": size of the shards}."""
-        num_bytes = sum(shard.num_bytes for shard in self._shards)
-        return {"type": self.kind, "shards": len(self._shards), "rows": self.num_rows, "bytes": num_bytes}
+        """Return {"type": "flat" | "rabitq", "shards": number, "rows": number, "bytes": size of the shards, "scanned":
+        rows that are scanned exactly}."""
+        return {
+            "type": self.kind,
+            "shards": len(self._shards),
+            "rows": self.num_rows,
+            "bytes": sum(shard.num_bytes for shard in self._shards.values()),
+            "scanned": self.num_rows - len(self._coded),
+        }
 
     def prune(self) -> list[Path]:
         """Remove the shard files of this row_scale that this index does not use; return the removed paths."""
-        return self._files.prune({shard.key for shard in self._shards})
+        return self._files.prune(self._shards.keys())
 
 
 def _kind_for(segments: Sequence[Segment]) -> Literal["flat", "rabitq"]:
@@ -195,107 +207,100 @@ def _kind_for(segments: Sequence[Segment]) -> Literal["flat", "rabitq"]:
     return "flat" if num_rows < FLAT_MAX_ROWS or segments[0].width < MIN_RABITQ_WIDTH else "rabitq"
 
 
-def _groups(segments: Sequence[Segment]) -> list[list[int]]:
-    """Cut the segments' places into consecutive groups; each is closed once it holds GROUP_ROWS rows."""
-    groups: list[list[int]] = []
-    num_rows = GROUP_ROWS
-    for at, segment in enumerate(segments):
-        if segment.num_samples == 0:
-            continue
-        if num_rows >= GROUP_ROWS:
-            groups.append([])
-            num_rows = 0
-        groups[-1].append(at)
-        num_rows += segment.num_samples
-    return groups
+class _Maker:
+    """Finds or builds the shards of one opening."""
+
+    def __init__(
+        self,
+        files: ShardFiles,
+        segments: Sequence[Segment],
+        names: Sequence[str],
+        row_scale: RowScale,
+        held: dict[str, Shard],
+        build: bool,
+        is_wanted: Callable[[], bool],
+    ) -> None:
+        self._files, self._segments, self._names, self._row_scale = files, segments, names, row_scale
+        self._held, self._build, self._is_wanted = held, build, is_wanted
+
+    def shards(self) -> tuple[list[tuple[range, Shard]], int]:
+        """The shards with the places of their segments, and how many rows wait for theirs."""
+        found: list[tuple[range, Shard]] = []
+        num_missing = 0
+        groups, rest = _groups(self._segments, range(len(self._segments)), GROUP_ROWS)
+        for group in groups:
+            if shard := self._shard(group):
+                found.append((group, shard))
+                continue
+            young = self._young(group, build=False)  # what there is serves until the large one is built
+            found += young
+            num_missing += _num_rows(self._segments, group)
+        young = self._young(rest, build=self._build)
+        found += young
+        small, _ = _groups(self._segments, rest, YOUNG_ROWS)
+        num_missing += sum(_num_rows(self._segments, group) for group in small)
+        return found, num_missing - sum(shard.num_rows for _, shard in young)
+
+    def _young(self, places: range, *, build: bool) -> list[tuple[range, Shard]]:
+        groups, _ = _groups(self._segments, places, YOUNG_ROWS)
+        return [(group, shard) for group in groups if (shard := self._shard(group, build=build))]
+
+    def _shard(self, group: range, build: bool | None = None) -> Shard | None:
+        members = [self._segments[at] for at in group]
+        width = members[0].width
+        recipe = [FORMAT, load_faiss().__version__, self._row_scale, str(width), *(self._names[at] for at in group)]
+        key = self._files.key(recipe)
+        if key in self._held:
+            return self._held[key]
+        data = self._files.read(key)
+        if data is None and (self._build if build is None else build) and self._is_wanted():
+            try:
+                data = build_shard(members, self._row_scale, self._is_wanted)
+            except Interrupted:
+                return None
+            with contextlib.suppress(OSError):  # a cache: a full disk or a read-only store costs the next build only
+                self._files.write(key, data)
+        return None if data is None else read_shard(key, data, width)
 
 
-def _open_shard(files: ShardFiles, key: str, segments: Sequence[Segment], kind: str, row_scale: RowScale) -> _Shard:
-    faiss = load_faiss()
-    data = files.read(key)
-    if data is None:
-        data = faiss.serialize_index(_build(segments, kind, row_scale)).tobytes()
-        with contextlib.suppress(OSError):  # a cache: a full disk or a read-only store costs the next build only
-            files.write(key, data)
-    index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    ids = np.concatenate([segment.ids for segment in segments])
-    order = np.argsort(ids, kind="stable")
-    query_scales = None
-    if kind == "rabitq":
-        # The transform's columns are a rotation's divided by w, so their lengths are 1 / w. A query passes through the
-        # same transform as the rows and needs w * q after it: w * w * q before.
-        transform = faiss.downcast_VectorTransform(index.chain.at(0))
-        lengths_D = np.linalg.norm(faiss.vector_to_array(transform.A).reshape(transform.d_out, -1), axis=0)
-        query_scales = (1 / lengths_D**2).astype(np.float32)
-    return _Shard(key, ids[order], order, ids, index, query_scales, len(data))
+def _groups(segments: Sequence[Segment], places: range, num_rows: int) -> tuple[list[range], range]:
+    """Cut places into consecutive groups of num_rows rows or a segment more, and the places left over behind them."""
+    groups: list[range] = []
+    start, held = places.start, 0
+    for at in places:
+        held += segments[at].num_samples
+        if held >= num_rows:
+            groups.append(range(start, at + 1))
+            start, held = at + 1, 0
+    return groups, range(start, places.stop)
 
 
-def _build(segments: Sequence[Segment], kind: str, row_scale: RowScale) -> Any:
-    faiss = load_faiss()
-    width = segments[0].width
-    if kind == "flat":
-        index = faiss.IndexFlatIP(width)
-    else:
-        sample_ND = _spread_rows(segments, row_scale)
-        index = faiss.IndexPreTransform(_transform(sample_ND), faiss.IndexRaBitQ(width, faiss.METRIC_INNER_PRODUCT))
-        index.train(sample_ND)
-    for segment in segments:
-        for start in range(0, segment.num_samples, BUILD_BLOCK_ROWS):
-            rows = np.arange(start, min(start + BUILD_BLOCK_ROWS, segment.num_samples))
-            index.add(_scaled_rows(segment, rows, row_scale))
-    return index
+def _num_rows(segments: Sequence[Segment], places: range) -> int:
+    return sum(segments[at].num_samples for at in places)
 
 
-def _scaled_rows(segment: Segment, rows: np.ndarray, row_scale: RowScale) -> np.ndarray:
-    return segment.sketch_rows(rows) * row_factors(segment.norms[rows], row_scale)[:, None]
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads, one a core, that each work on one shard or one query at a time.
+
+    faiss itself splits queries among threads, not rows, and a query is one or two of them.
+    """
+    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    faiss, before, all_started = load_faiss(), torch.get_num_threads(), threading.Barrier(num_threads)
+
+    def start() -> None:
+        faiss.omp_set_num_threads(1)
+        torch.set_num_threads(1)  # of this thread, and of those to come, until it is taken back below
+        all_started.wait()
+
+    pool = ThreadPoolExecutor(num_threads, "search", initializer=start)
+    for waiting in [pool.submit(int) for _ in range(num_threads)]:
+        waiting.result()
+    torch.set_num_threads(before)
+    return pool
 
 
-def _spread_rows(segments: Sequence[Segment], row_scale: RowScale) -> np.ndarray:
-    """Return at most TRAIN_ROWS rows, evenly spread over a group: what neighbours share must not stand for all."""
-    ends = np.cumsum([segment.num_samples for segment in segments])
-    picks = np.unique(np.linspace(0, ends[-1] - 1, min(TRAIN_ROWS, ends[-1])).astype(np.int64))
-    parts = np.split(picks, np.searchsorted(picks, ends[:-1]))
-    starts = ends - [segment.num_samples for segment in segments]
-    return np.concatenate(
-        [
-            _scaled_rows(segment, part - start, row_scale)
-            for segment, part, start in zip(segments, parts, starts, strict=True)
-        ]
-    )
-
-
-def _transform(sample_ND: np.ndarray) -> Any:
-    """Return the faiss transform that divides by w = variance^BALANCE and then rotates at random."""
-    faiss = load_faiss()
-    width = sample_ND.shape[1]
-    variance_D = np.mean(np.square(sample_ND, dtype=np.float64), axis=0)
-    mean = variance_D.mean()
-    # The floor keeps a dimension that is 0 in every row from being divided by 0.
-    balance_D = (variance_D / mean + 1e-6) ** BALANCE if mean > 0 else np.ones(width)
-    rotation_DD = np.linalg.qr(np.random.default_rng(ROTATION_SEED).standard_normal((width, width)))[0]
-    transform = faiss.LinearTransform(width, width, False)
-    faiss.copy_array_to_vector((rotation_DD / balance_D).astype(np.float32).ravel(), transform.A)
-    transform.is_trained = True
-    return transform
-
-
-def _search_shard(
-    shard: _Shard, queries_QD: np.ndarray, num_wanted: int, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and estimated scores [Q, num_wanted]; ids are -1 and estimates -inf where faiss found no more."""
-    faiss = load_faiss()
-    selector = None
-    if not mask.all():
-        by_position = np.zeros(len(mask), bool)
-        by_position[shard.positions[mask]] = True
-        bitmap = np.packbits(by_position, bitorder="little")  # referenced by the selector: it must outlive the search
-        selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bitmap))
-    if shard.query_scales is None:
-        parameters = faiss.SearchParameters(sel=selector)
-    else:
-        queries_QD = queries_QD * shard.query_scales
-        rabitq_parameters = faiss.RaBitQSearchParameters(sel=selector, qb=QUERY_BITS)
-        parameters = faiss.SearchParametersPreTransform(index_params=rabitq_parameters)
-    estimates, positions = shard.index.search(queries_QD, num_wanted, params=parameters)
-    missing = positions < 0
-    return np.where(missing, -1, shard.ids_by_position[positions]), np.where(missing, -np.inf, estimates)
+def _search(shard: Shard, mask: np.ndarray | None, turned_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    if mask is not None and mask.all():
+        mask = None
+    return shard.search(turned_QD, k, mask)

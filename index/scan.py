@@ -21,6 +21,7 @@ from index.segment import Segment
 __all__ = [
     "MARGIN",
     "RowScale",
+    "StoredRows",
     "check_filter",
     "check_queries",
     "eligible",
@@ -35,6 +36,7 @@ RowScale = Literal["none", "inverse_norm"]
 
 # Rows kept beyond k until their values are known in float64: float32 can swap neighbours at the cut.
 MARGIN = 64
+GATHER_BLOCK_ROWS = 256  # stays inside the cache of one core
 
 
 def scan(
@@ -175,12 +177,79 @@ def _locate(
     for segment in segments:
         if segment.num_samples == 0:
             continue
-        low, high = np.searchsorted(wanted_U, segment.ids[0]), np.searchsorted(wanted_U, segment.ids[-1], "right")
+        low, high = np.searchsorted(wanted_U, [segment.ids[0], segment.ids[-1] + 1])
+        if low == high:
+            continue
         rows = np.searchsorted(segment.ids, wanted_U[low:high])
         hits = np.flatnonzero(segment.ids[rows] == wanted_U[low:high])
         for start in range(0, len(hits), block_rows):
             block = hits[start : start + block_rows]
             yield segment, rows[block], low + block
+
+
+class StoredRows:
+    """The rows of some segments, numbered through in stored order, for gathering a few of them at random."""
+
+    def __init__(self, segments: Sequence[Segment], row_scale: RowScale = "none") -> None:
+        self.segments = tuple(segments)
+        self.row_scale = row_scale
+        self.starts = np.cumsum([0, *(segment.num_samples for segment in segments)])  # int64 [S + 1]
+        stored = [segment.quantized(slice(None)) for segment in segments]
+        self._sketches = [sketches.numpy() for sketches, _ in stored]  # mapped, float16 [n, D]
+        self._scales = np.concatenate([np.empty(0, np.float32), *(scales for _, scales in stored)])
+        self._ids = np.concatenate([np.empty(0, np.int64), *(segment.ids for segment in segments)])
+        self._norms = None
+        if row_scale != "none":
+            self._norms = np.concatenate([np.empty(0, np.float32), *(segment.norms for segment in segments)])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def mask(self, allowed: np.ndarray | None, excluded: np.ndarray | None) -> np.ndarray | None:
+        """Return bool [N], which rows a filter lets through, or None where it lets all."""
+        if allowed is None and (excluded is None or len(excluded) == 0):
+            return None
+        masks = [eligible(segment.ids, allowed, excluded) for segment in self.segments]
+        return np.concatenate([np.empty(0, bool), *masks])
+
+    def gather(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the quantized sketches float16 [n, D] of ascending rows."""
+        gathered_nD = np.empty((len(rows), self.segments[0].width), np.float16)
+        numbers, firsts = np.unique(np.searchsorted(self.starts, rows, side="right") - 1, return_index=True)
+        bounds = [*firsts.tolist(), len(rows)]
+        for at, number in enumerate(numbers.tolist()):
+            part = slice(bounds[at], bounds[at + 1])
+            # "clip" makes numpy write into out itself; the rows are within bounds.
+            np.take(self._sketches[number], rows[part] - self.starts[number], 0, gathered_nD[part], "clip")
+        return torch.from_numpy(gathered_nD)
+
+    def factors(self, rows: np.ndarray) -> np.ndarray:
+        """Return float64 [n], what the products of the quantized sketches are multiplied by."""
+        scales_n = self._scales[rows].astype(np.float64)
+        return (
+            scales_n if self._norms is None else scales_n * row_factors(self._norms[rows].astype("f8"), self.row_scale)
+        )
+
+    def values(self, query_D: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return float32 [n]: the values of ascending rows, accumulated in float32."""
+        query = torch.from_numpy(query_D)
+        products = [block.float() @ query for block in self.gather(rows).split(GATHER_BLOCK_ROWS)]
+        return (torch.cat(products).numpy() * self.factors(rows)).astype(np.float32) if products else np.empty(0, "f4")
+
+    def best(
+        self, query_D: np.ndarray, rows: np.ndarray, k: int, values: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and values, as `exact_values` reports them, of the best k + MARGIN of these rows, in no order.
+
+        rows are ascending, unless their values are given.
+        """
+        if values is None:
+            values = self.values(query_D, rows)
+        if len(rows) > k + MARGIN:
+            rows = rows[np.argpartition(-values, k + MARGIN)[: k + MARGIN]]
+        rows = np.sort(rows)
+        products = self.gather(rows).double() @ torch.from_numpy(query_D).double() if len(rows) else torch.empty(0)
+        return self._ids[rows], (products.numpy() * self.factors(rows)).astype(np.float32)
 
 
 def rank(ids_QK: np.ndarray, values_QK: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -212,6 +281,9 @@ def _members(ids_n: np.ndarray, among: np.ndarray) -> np.ndarray:
     if len(ids_n) and len(among):
         # Only the part of the filter within the block's range: a long filter costs each block little.
         within = among[np.searchsorted(among, ids_n[0]) : np.searchsorted(among, ids_n[-1], "right")]
+        if ids_n[-1] - ids_n[0] == len(ids_n) - 1:  # no gaps, as after an ingest: nothing to look up
+            mask_n[within - ids_n[0]] = True
+            return mask_n
         places = np.searchsorted(ids_n, within)
         mask_n[places[ids_n[places] == within]] = True
     return mask_n

@@ -222,11 +222,21 @@ def test_percentiles_are_shares_of_the_corpus(asked: Curator, method: Any):
         assert item.percentile == pytest.approx(share, abs=1e-4)
 
 
-def test_percentiles_of_a_large_corpus_come_from_a_part(asked: Curator, monkeypatch: pytest.MonkeyPatch):
-    whole = asked.query(**QUESTION, rerank=0, **ALL)
-    monkeypatch.setattr("curator.query.answer._ALL_VALUES_UP_TO", 10)
-    monkeypatch.setattr("curator.query.answer._SAMPLED_VALUES", 40)
-    sampled = asked.query(**QUESTION, rerank=0, **ALL)
+def test_percentiles_of_a_large_corpus_are_exact_at_the_ends_and_sampled_between(
+    copied: Curator, monkeypatch: pytest.MonkeyPatch
+):
+    whole = copied.query(**QUESTION, rerank=0, **ALL)
+    monkeypatch.setattr("curator.query.percentiles.ALL_VALUES_UP_TO", 10)
+    monkeypatch.setattr("curator.query.percentiles.SAMPLED_ROWS", 40)
+    few = copied.query(**QUESTION, rerank=0, top=8, harmful=8)
+    assert few.how.percentiles == "the 8 highest and lowest sketch values; between, sketch values of 40 random samples"
+    assert [item.percentile for item in few.helpful] == pytest.approx(
+        [100 * (59.5 - at) / SIZE for at in range(8)], abs=1e-4
+    )
+    assert [item.percentile for item in few.harmful] == pytest.approx(
+        [100 * (at + 0.5) / SIZE for at in range(8)], abs=1e-4
+    )
+    sampled = copied.query(**QUESTION, rerank=0, where="id > 0", **ALL)
     assert sampled.how.percentiles == "the sketch values of 40 random samples"
     assert ranked(sampled) == ranked(whole)
     differences = [a.percentile - b.percentile for a, b in zip(whole.helpful, sampled.helpful, strict=True)]

@@ -1,6 +1,7 @@
 """Queries: what to value against, the answer, and the value of every sample."""
 
 from curator.query.answer import Answering, QueryOptions
+from curator.query.indexes import refresh_indexes
 from curator.query.inputs import Query, QueryInput, read_queries
 from curator.query.question import Asked, Question, parts_of
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
@@ -19,5 +20,6 @@ __all__ = [
     "TokenValue",
     "parts_of",
     "read_queries",
+    "refresh_indexes",
     "value_rows",
 ]

@@ -3,7 +3,6 @@
 No training sample passes through the model, unless the exact tier is asked for, and then only the candidates.
 """
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from curator.errors import CuratorError, EmptyQueryError, IntegrityError, UsageE
 from curator.metadata.samples import count_elsewhere, deleted_ids, live_ids, rows_by_id
 from curator.metadata.tables import Space
 from curator.models import CausalLM, CountedHidden, Encoder
+from curator.query.indexes import SpaceIndexes
 from curator.query.inputs import Query
+from curator.query.percentiles import Corpus, Distribution, Ends
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
 from curator.store import Store
 from curator.types import EncodedSample, Sample
@@ -33,15 +34,12 @@ from curator.value import (
 )
 from curator.value.represent import MAX_ELEMENTS
 from index.factors import QuantizedFactors, token_values
-from index.faiss_index import FaissIndex
 from index.projection import Projection
-from index.scan import RowScale, row_factors, scan
+from index.scan import RowScale, row_factors
 from index.segment import Segment
 
 __all__ = ["Answering", "QueryOptions"]
 
-_ALL_VALUES_UP_TO = 100_000  # above, percentiles come from a random part of the corpus
-_SAMPLED_VALUES = 20_000
 _LOW_CAPTURED = 0.5
 
 
@@ -72,16 +70,27 @@ class QueryOptions:
 class Answering:
     """Everything that queries of one space share: model, projection, segments, index. Built once, asked often."""
 
-    def __init__(self, store: Store, session: Session, space: Space, lm: CausalLM, encoder: Encoder):
+    def __init__(
+        self,
+        store: Store,
+        session: Session,
+        space: Space,
+        lm: CausalLM,
+        encoder: Encoder,
+        former: "Answering | None" = None,
+    ):
+        """`former` answered before the store changed: index shards that still fit are taken over from it."""
         self.store, self.session, self.space, self.lm, self.encoder = store, session, space, lm, encoder
         self.projection: Projection = store.projection(space).to(lm.device)
         self.segments = store.segments(session, space.id)
         self.deleted = deleted_ids(session, space.id)
-        self.num_live = sum(segment.num_samples for segment in self.segments) - len(self.deleted)
+        self.corpus = Corpus(self.segments, self.deleted)
         self.num_elsewhere = count_elsewhere(session, space.id)
         self.forward = Forward(lm)
         self._first_ids = np.array([s.ids[0] for s in self.segments if s.num_samples], dtype=np.int64)
-        self._indexes: dict[str, FaissIndex] = {}
+        self.indexes: SpaceIndexes = SpaceIndexes(
+            store, space, self.segments, lm.device, former.indexes if former else None
+        )
 
     def prepare(self, query: Query, method: Method, damping: float) -> tuple[PreparedQuery, dict[str, Any]]:
         """The query's gradient under a method, and what the answer says about the query."""
@@ -113,10 +122,12 @@ class Answering:
         started = time.perf_counter()
         prepared, description = self.prepare(query, options.method, options.damping)
         allowed = None if options.where is None else live_ids(self.session, self.space.id, options.where)
-        values, found_by = self._search(prepared, options, allowed)
+        values, found_by, known = self._search(prepared, options, allowed)
         if options.exact:
             values = self._exact(prepared, list(values))
-        distribution, percentiles = self._distribution(prepared)
+        distribution = self.corpus.distribution(
+            prepared.search, _row_scale(prepared), known if allowed is None else None
+        )
         ends = (
             sorted(values.items(), key=lambda item: (-item[1], item[0]))[: options.top],
             sorted(values.items(), key=lambda item: (item[1], item[0]))[: options.harmful],
@@ -129,23 +140,26 @@ class Answering:
             tier="exact" if options.exact else "factors" if options.rerank else "sketch",
             candidates=len(values) if options.exact or options.rerank else 0,
             index=found_by,
-            num_samples=self.num_live,
-            num_eligible=self.num_live if allowed is None else len(allowed),
+            num_samples=self.corpus.num_samples,
+            num_eligible=self.corpus.num_samples if allowed is None else len(allowed),
             where=options.where,
             captured=prepared.captured,
-            percentiles=percentiles,
+            percentiles=distribution.described,
             seconds=time.perf_counter() - started,
         )
         return QueryResult(description, helpful, harmful, how, self._notes(query, description, how))
 
     def _search(
         self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None
-    ) -> tuple[dict[int, float], dict[str, Any]]:
-        """Candidates of both ends with their values: from factors, or of the sketch where rerank is 0."""
+    ) -> tuple[dict[int, float], dict[str, Any], Ends]:
+        """Candidates of both ends with their values: from factors, or of the sketch where rerank is 0.
+
+        Also how they were found, and the sketch values at both ends.
+        """
         depth = max(options.top, options.harmful, options.rerank)
         if not self.segments:
-            return {}, {"type": "none", "shards": 0, "rows": 0, "bytes": 0}
-        index = self._index(_row_scale(prepared))
+            return {}, {"type": "none", "shards": 0, "rows": 0, "bytes": 0, "scanned": 0}, Ends(*np.empty((2, 0)))
+        index = self.indexes.get(_row_scale(prepared))
         both_ends = np.stack([prepared.search, -prepared.search])
         ids_QK, scores_QK = index.search(both_ends, depth, allowed=allowed, excluded=self.deleted)
         values = {
@@ -156,17 +170,8 @@ class Answering:
         }
         if options.rerank and not options.exact:
             values = self._rerank(prepared, values)
-        return values, index.describe()
-
-    def _index(self, row_scale: RowScale) -> FaissIndex:
-        if row_scale not in self._indexes:
-            directory = self.store.index_directory(self.space)
-            names = [segment.directory.name for segment in self.segments]
-            index = FaissIndex.open(directory, self.segments, names=names, row_scale=row_scale)
-            with contextlib.suppress(OSError):  # a store that may only be read keeps them
-                index.prune()  # files of groups that have grown since
-            self._indexes[row_scale] = index
-        return self._indexes[row_scale]
+        highest, lowest = (scores[ids >= 0] for ids, scores in zip(ids_QK, scores_QK, strict=True))
+        return values, index.describe(), Ends(highest, -lowest)
 
     def _place(self, sample_id: int) -> tuple[Segment, int]:
         segment = self.segments[int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1]
@@ -226,30 +231,10 @@ class Answering:
             encoded.append(item)
         return encoded
 
-    def _distribution(self, prepared: PreparedQuery) -> tuple[np.ndarray, str]:
-        """Sorted values of the corpus at the sketch tier, all of them or of a random part, and which it is."""
-        if self.num_live <= _ALL_VALUES_UP_TO:
-            blocks = scan(self.segments, prepared.search[None], excluded=self.deleted)
-            values = [values_nQ[:, 0] * row_factors(norms, _row_scale(prepared)) for _, values_nQ, norms in blocks]
-            return np.sort(np.concatenate(values)) if values else np.empty(0), "all sketch values"
-        chosen = np.random.default_rng(0).choice(
-            sum(segment.num_samples for segment in self.segments), _SAMPLED_VALUES, replace=False
-        )
-        starts = np.cumsum([0] + [segment.num_samples for segment in self.segments])
-        found = []
-        for segment, start, stop in zip(self.segments, starts, starts[1:], strict=False):
-            rows = np.sort(chosen[(chosen >= start) & (chosen < stop)]) - start
-            rows = rows[~np.isin(segment.ids[rows], self.deleted)]
-            found.append(
-                (segment.sketch_rows(rows) @ prepared.search) * row_factors(segment.norms[rows], _row_scale(prepared))
-            )
-        sampled = np.sort(np.concatenate(found))
-        return sampled, f"the sketch values of {len(sampled):,} random samples"
-
     def _items(
         self,
         ranked: Sequence[tuple[int, float]],
-        distribution: np.ndarray,
+        distribution: Distribution,
         prepared: PreparedQuery,
         options: QueryOptions,
     ) -> list[ScoredSample]:
@@ -264,7 +249,7 @@ class Answering:
                     dataset=dataset,
                     label=sample.label,
                     value=value,
-                    percentile=_percentile(distribution, value),
+                    percentile=distribution.percentile(value),
                     text=(sample.text if sample.text is not None else f"{sample.prompt}{sample.response}"),
                     meta=sample.meta,
                     tokens=self._tokens(id_, prepared) if options.tokens else None,
@@ -301,11 +286,3 @@ class Answering:
 
 def _row_scale(prepared: PreparedQuery) -> RowScale:
     return "inverse_norm" if prepared.is_cosine else "none"
-
-
-def _percentile(distribution: np.ndarray, value: float) -> float:
-    """Share of the values below, ties counted half, 0 to 100."""
-    if not len(distribution):
-        return 0.0
-    below, up_to = (np.searchsorted(distribution, value, side=side) for side in ("left", "right"))
-    return round(100.0 * float(below + up_to) / 2 / len(distribution), 4)

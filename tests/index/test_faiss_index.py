@@ -19,6 +19,13 @@ WIDTH = 256
 KINDS: tuple[Kind, ...] = ("flat", "rabitq")
 
 
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corpora of a few thousand rows have closed groups, young ones, and rows behind them."""
+    monkeypatch.setattr(faiss_index, "GROUP_ROWS", 4_000)
+    monkeypatch.setattr(faiss_index, "YOUNG_ROWS", 1_500)
+
+
 @pytest.fixture(scope="module")
 def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
     """8,000 rows."""
@@ -60,9 +67,9 @@ def test_flat_answers_as_the_scan_does_to_the_last_bit(
 def test_rabitq_finds_both_ends_and_reports_exact_scores(
     tmp_path: Path, segments: list[Segment], queries: np.ndarray, row_scale: RowScale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faiss_index, "MIN_EXTRA", 200)  # or a tenth of the rows would be candidates
+    monkeypatch.setattr(faiss_index, "MIN_EXTRA", 100)  # or half of the rows would be candidates
     index = open_index(tmp_path, segments, kind="rabitq", row_scale=row_scale)
-    ids, scores = index.search(queries, 100, refine=10)
+    ids, scores = index.search(queries, 100, refine=4)
     expected_ids, expected_scores = top_k(segments, queries, 100, row_scale=row_scale)
     for end in (slice(0, 8), slice(8, 16)):
         assert recall(ids[end], expected_ids[end]) >= 0.98
@@ -94,7 +101,7 @@ def test_filters_hold_at_every_selectivity(
     expected_ids, expected_scores = top_k(segments, queries, 50, **options)
     assert ids.shape == expected_ids.shape
     assert (np.isin(ids, chosen) != exclude).all()
-    if kind == "flat" or len(stored) - len(chosen) * exclude < 1_000:
+    if kind == "flat" or expected_ids.shape[1] < 50 or share == (0.9 if exclude else 0.1):
         np.testing.assert_array_equal(ids, expected_ids)
         np.testing.assert_array_equal(scores, expected_scores)
     else:
@@ -130,38 +137,71 @@ def test_ids_need_not_ascend_from_one_segment_to_the_next(tmp_path: Path, querie
     assert recall(found, expected) >= (1.0 if kind == "flat" else 0.98)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_append_writes_only_the_last_group_and_new_ones(
-    tmp_path: Path, queries: np.ndarray, kind: Kind, monkeypatch: pytest.MonkeyPatch
+def test_an_append_writes_only_what_it_completes(
+    tmp_path: Path, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faiss_index, "GROUP_ROWS", 1_000)
-    segments = make_segments(tmp_path / "s", [600, 600, 1_000, 400], WIDTH)
+    monkeypatch.setattr(faiss_index, "YOUNG_ROWS", 300)
+    segments = make_segments(tmp_path / "s", [600, 600, 1_000, 400, 200], WIDTH)
     directory = tmp_path / "index"
-    first = open_index(directory, segments, kind=kind)
+    first = open_index(directory, segments, kind="rabitq")
     before = shard_files(directory)
-    assert first.describe()["shards"] == len(before) == 3
-    segments += make_segments(tmp_path / "s", [700, 500], WIDTH, seed=1, first_id=100_000)
-    grown = open_index(directory, segments, kind=kind, reuse=first)
+    assert (first.describe()["shards"], first.describe()["scanned"], len(before)) == (3, 200, 3)
+    segments += make_segments(tmp_path / "s", [50], WIDTH, seed=1, first_id=50_000)
+    assert open_index(directory, segments, kind="rabitq", reuse=first).describe()["scanned"] == 250
+    assert shard_files(directory) == before
+    segments += make_segments(tmp_path / "s", [450, 500], WIDTH, seed=1, first_id=100_000)
+    grown = open_index(directory, segments, kind="rabitq", reuse=first)
     after = shard_files(directory)
     assert after.items() >= before.items()
-    assert grown.describe()["shards"] == 4
-    assert len(after) == 5  # the unfilled group's old file, the group as it is now, and a new one
-    assert len(grown.prune()) == 2
+    assert (grown.describe()["shards"], grown.describe()["scanned"], len(after)) == (4, 0, 5)
+    assert len(grown.prune()) == 2  # the young shard that the third large one holds now
     assert len(shard_files(directory)) == 4
-    assert recall(grown.search(queries, 50)[0], top_k(segments, queries, 50)[0]) >= (1 if kind == "flat" else 0.98)
-    reopened = open_index(directory, segments, kind=kind)
+    assert recall(grown.search(queries, 50)[0], top_k(segments, queries, 50)[0]) >= 0.98
+    reopened = open_index(directory, segments, kind="rabitq")
     for found, expected in zip(reopened.search(queries, 50), grown.search(queries, 50), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert shard_files(directory) == {name: seal for name, seal in after.items() if name in shard_files(directory)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_no_shard_yet_is_scanned_and_answers_are_right_at_once(
+    tmp_path: Path, segments: list[Segment], queries: np.ndarray
+) -> None:
+    expected = top_k(segments, queries, 20)
+    waiting = open_index(tmp_path, segments, kind="rabitq", build=False)
+    assert (waiting.describe()["shards"], waiting.num_missing) == (0, 8_000)
+    for found, wanted in zip(waiting.search(queries, 20), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    part = open_index(tmp_path, segments[:2], kind="rabitq")
+    assert (part.describe()["shards"], part.num_missing) == (1, 0)
+    half = open_index(tmp_path, segments, kind="rabitq", build=False)  # the young shard serves until the large one
+    assert (half.describe()["shards"], half.num_missing) == (1, 8_000)
+    assert recall(half.search(queries, 20)[0], expected[0]) >= 0.98
+    built = open_index(tmp_path, segments, kind="rabitq", reuse=half)
+    assert (built.describe()["shards"], built.num_missing) == (2, 0)
+
+
+def test_a_build_that_is_no_longer_wanted_leaves_the_rest_to_the_scan(
+    tmp_path: Path, segments: list[Segment], queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.rabitq.BUILD_BLOCK_ROWS", 1_000)
+    calls: list[None] = []
+
+    def is_wanted() -> bool:
+        calls.append(None)
+        return len(calls) < 10
+
+    index = open_index(tmp_path, segments, kind="rabitq", is_wanted=is_wanted)
+    assert (index.describe()["shards"], index.num_missing) == (1, 2_000)
+    assert recall(index.search(queries, 20)[0], top_k(segments, queries, 20)[0]) >= 0.98
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "remove seal"])
 def test_a_damaged_shard_is_built_anew_with_the_same_bytes(
-    tmp_path: Path, segments: list[Segment], queries: np.ndarray, kind: Kind, damage: str
+    tmp_path: Path, segments: list[Segment], queries: np.ndarray, damage: str
 ) -> None:
-    expected = open_index(tmp_path, segments, kind=kind).search(queries, 10)
-    (path,) = tmp_path.glob("*.faiss")
+    expected = open_index(tmp_path, segments, kind="rabitq").search(queries, 10)
+    path = min(tmp_path.glob("*.faiss"))
     data = path.read_bytes()
     if damage == "flip":
         path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
@@ -171,21 +211,20 @@ def test_a_damaged_shard_is_built_anew_with_the_same_bytes(
         path.unlink()
     else:
         path.with_suffix(".json").unlink()
-    found = open_index(tmp_path, segments, kind=kind).search(queries, 10)
+    found = open_index(tmp_path, segments, kind="rabitq").search(queries, 10)
     np.testing.assert_array_equal(found, expected)
     assert path.read_bytes() == data
 
 
-def test_kinds_and_row_scales_share_a_directory_without_mixing(
+def test_row_scales_share_a_directory_without_mixing(
     tmp_path: Path, segments: list[Segment], queries: np.ndarray
 ) -> None:
-    plain = open_index(tmp_path, segments)
-    cosine = open_index(tmp_path, segments, row_scale="inverse_norm")
-    rabitq = open_index(tmp_path, segments, kind="rabitq")
-    assert len(shard_files(tmp_path)) == 3
-    assert len(rabitq.prune()) == 2  # the flat one it takes the place of; the other row_scale's stays
-    assert cosine.prune() == []
-    np.testing.assert_array_equal(plain.search(queries, 5)[0], top_k(segments, queries, 5)[0])
+    plain = open_index(tmp_path, segments, kind="rabitq")
+    cosine = open_index(tmp_path, segments, kind="rabitq", row_scale="inverse_norm")
+    assert len(shard_files(tmp_path)) == 4
+    assert plain.prune() == cosine.prune() == []
+    assert len(open_index(tmp_path, segments, kind="flat").prune()) == 4  # both files of both shards it does without
+    assert len(shard_files(tmp_path)) == 2
 
 
 def test_auto_changes_kind_at_the_threshold(
@@ -197,7 +236,7 @@ def test_auto_changes_kind_at_the_threshold(
     described = open_index(tmp_path, segments).describe()
     assert described["type"] == "rabitq"
     assert described["rows"] == 8_000
-    assert described["bytes"] == min(path.stat().st_size for path in tmp_path.glob("*.faiss"))
+    assert described["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*.faiss"))
 
 
 def test_auto_keeps_narrow_sketches_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +251,7 @@ def test_searches_from_many_threads_while_a_grown_index_opens_agree(
     tmp_path: Path, queries: np.ndarray, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faiss_index, "GROUP_ROWS", 2_000)
+    monkeypatch.setattr(faiss_index, "YOUNG_ROWS", 900)
     segments = make_segments(tmp_path / "s", [2_000, 1_500, 1_000], WIDTH)
     index = open_index(tmp_path / "index", segments[:2], kind=kind)
     allowed = segments[0].ids[::2]
@@ -291,8 +331,10 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, segments: list[Se
 
 def test_without_faiss_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
+    stored = make_segments(tmp_path / "s", [2_000], 8)
     with pytest.raises(FaissMissingError, match="pip install"):
-        FaissIndex.open(tmp_path, [], names=[])
+        open_index(tmp_path, stored, kind="rabitq")
+    assert open_index(tmp_path, stored).describe()["type"] == "flat"  # a scan needs no faiss
 
 
 def test_importing_the_module_does_not_import_faiss() -> None:
