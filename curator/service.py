@@ -111,10 +111,11 @@ class Curator:
         LockedError while another process writes.
         """
         from curator.ingest import IngestOptions, ingest
+        from curator.query import refresh_indexes
         from curator.space import SpaceOptions
 
         self._answering = self._loaded = None  # a second model would not fit beside the first
-        return ingest(
+        report = ingest(
             self._store,
             _several(data),
             dataset=dataset,
@@ -132,6 +133,10 @@ class Curator:
             ),
             on_progress=on_progress,
         )
+        if not report.is_interrupted:
+            with self._store.session() as session:
+                refresh_indexes(self._store, session, find_space(session, report.space))
+        return report
 
     def queries(self, **question: Unpack[Question]) -> Iterator[QueryResult]:
         """Answers one query after another: one for all of `data`, one a row (`each`) or one a group (`by`).

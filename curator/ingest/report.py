@@ -32,7 +32,9 @@ class IngestReport:
     calibration_seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)  # why rows were quarantined
     is_interrupted: bool = False
-    _counting: Lock = field(default_factory=Lock, repr=False)  # bad rows are met by two threads
+
+    def __post_init__(self) -> None:
+        self._counting = Lock()  # bad rows are met by two threads
 
     def bad_row(self, source: str, row: int, reason: str, excerpt: str) -> BadRow:
         """A row for quarantine, counted here with its reason."""
