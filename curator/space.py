@@ -25,7 +25,7 @@ from curator.models import (
     locate,
 )
 from curator.store import PROJECTION_FILE, SPACE_FILE, Store
-from index.factors import ERROR_STEP
+from index.factors import ERROR_STEP, FINEST_STEP
 from index.projection import Projection
 from index.stored import hash_file
 
@@ -75,16 +75,15 @@ class LoadedModel:
         return _hash(self.recipe)
 
 
-def recipe_of(
-    files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str, error_step: float
-) -> dict[str, Any]:
+def recipe_of(files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str) -> dict[str, Any]:
     """Everything that decides a sample's representation, but for the projection."""
     return {
         "model": {name: stamp["sha256"] for name, stamp in files.items()},
         "positions": positions,
         "max_length": max_length,
         "dtype": dtype,
-        "error_step": error_step,
+        "error_step": ERROR_STEP,
+        "hidden_step": FINEST_STEP,
     }
 
 
@@ -113,7 +112,7 @@ def load_for_ingest(
     if lm.context is not None and max_length > lm.context:
         raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
     positions = options.positions or before.get("positions", "response")
-    recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype, error_step=ERROR_STEP)
+    recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype)
     is_local = Path(model).expanduser().is_dir()
     name = str(directory) if is_local else model
     # A hub's branch moves: the snapshot's commit, which names its directory, is what the space is made of.

@@ -30,6 +30,7 @@ from index.projection import Projection
 
 __all__ = [
     "ERROR_STEP",
+    "FINEST_STEP",
     "KeptErrors",
     "QuantizedFactors",
     "band_edges",
@@ -42,7 +43,7 @@ __all__ = [
 ERROR_STEP = 1 / 24  # of errors as softmax gives them; a head that scales its logits scales the step likewise
 LABEL_STEPS = 4  # label codes count quarters of a step
 # Of a band whose size is the geometric mean over the dimensions, for samples of 1, 2..., 256 and more tokens.
-_FINEST_STEP, _LONG_SAMPLE = 0.044, 256
+FINEST_STEP, LONG_SAMPLE = 0.022, 256
 _BLOCK_TOKENS = 16_384  # keeps the gathered rows inside the cache
 
 
@@ -212,8 +213,8 @@ def _quantize_hidden(hidden: torch.Tensor, num_tokens: torch.Tensor) -> tuple[np
     sizes = (sums / num_tokens.clamp_min(1)[:, None]).sqrt()
     widths = torch.tensor(edges, device=hidden.device).diff().double()
     middle = ((sizes.clamp_min(1e-30).log() * widths).sum(1) / widths.sum()).exp()
-    lengths = num_tokens.clamp(1, _LONG_SAMPLE).double().sqrt()
-    steps = _FINEST_STEP * lengths[:, None] * (sizes * middle[:, None]).sqrt()
+    lengths = num_tokens.clamp(1, LONG_SAMPLE).double().sqrt()
+    steps = FINEST_STEP * lengths[:, None] * (sizes * middle[:, None]).sqrt()
     largest = torch.stack([hidden[:, start:stop].abs().amax(1) for start, stop in bands], dim=1).double()
     highest = torch.zeros_like(sums).scatter_reduce_(0, sample[:, None].expand_as(largest), largest, "amax")
     steps = torch.maximum(steps, highest / 127.0).float()

@@ -246,12 +246,12 @@ def _quantized(
 ) -> tuple[KeptErrors, list[QuantizedFactors]]:
     labels = corpus.labels[part]
     kept = keep_errors(corpus.errors[part], labels, torch.ones(len(labels), dtype=torch.bool), step)
-    before = index.factors._FINEST_STEP
-    index.factors._FINEST_STEP = before if finest is None else finest
+    before = index.factors.FINEST_STEP
+    index.factors.FINEST_STEP = before if finest is None else finest
     try:
         return kept, quantize(corpus.hidden[part], kept, counts)
     finally:
-        index.factors._FINEST_STEP = before
+        index.factors.FINEST_STEP = before
 
 
 def fixed(corpus: Corpus, part: slice, num_kept: int, rank: int) -> Rounded:
@@ -290,7 +290,7 @@ def factor_table(corpus: Corpus) -> list[Point]:
         size = packed_size(corpus, 1 / inverse, finest)
         added = corpus.added(view, lambda part, counts, i=inverse, f=finest: shipped(corpus, part, counts, 1 / i, f))
         series = "steps of errors " if finest is None else "steps of hidden "
-        name = f"1/{inverse}, hidden {index.factors._FINEST_STEP if finest is None else finest}"
+        name = f"1/{inverse}, hidden {index.factors.FINEST_STEP if finest is None else finest}"
         show(series, name, size, added)
     return points
 

@@ -20,6 +20,8 @@ from hypothesis import settings
 
 from curator import Curator
 from curator.cli.main import main
+from curator.metadata.spaces import find_space
+from curator.query import refresh_indexes
 from tests.stores import CORPUS, NAMED, SIZE, add
 
 torch.set_num_threads(1)
@@ -55,6 +57,17 @@ def copied(store: Path) -> Iterator[Curator]:
     """A copy of the shared store, opened."""
     with Curator.open(store, create=False, device="cpu") as curator:
         yield curator
+
+
+@pytest.fixture
+def indexed(copied: Curator, monkeypatch: pytest.MonkeyPatch) -> Curator:
+    """A copy of the shared store with a vector index, which a corpus of this size would not get."""
+    for limit, rows in (("FLAT_MAX_ROWS", 0), ("MIN_RABITQ_WIDTH", 1), ("YOUNG_ROWS", 16)):
+        monkeypatch.setattr(f"index.faiss_index.{limit}", rows)
+    with copied._store.session() as session:
+        refresh_indexes(copied._store, session, find_space(session))
+    assert any((copied.path / "indexes").rglob("*.faiss"))
+    return copied
 
 
 @pytest.fixture

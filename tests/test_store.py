@@ -115,7 +115,7 @@ def fail(*_: Any, **__: Any) -> None:
 
 
 def test_one_writes_and_others_ask(copied: Curator, tmp_path: Path):
-    """During an ingest: every other write is refused at once, queries see the committed segments."""
+    """During an ingest: every other write is refused at once, queries see whole segments as they are committed."""
     seen: list[int] = []
 
     def meanwhile(progress: Any) -> None:
@@ -134,7 +134,7 @@ def test_one_writes_and_others_ask(copied: Curator, tmp_path: Path):
                 assert other.verify()["problems"] == []
 
     add(copied, tmp_path / "b.jsonl", CORPUS[:8], dataset="again", segment_samples=4, on_progress=meanwhile)
-    assert seen == [SIZE + 4]
+    assert seen in ([SIZE + 4], [SIZE + 8])  # the second one may be in by the time of the look
     assert len(contents(copied)) == SIZE + 8
     assert copied.delete("id > 1000") == 0  # the lock is free again
 

@@ -90,8 +90,9 @@ def test_a_database_that_is_none_is_a_clear_error(store: Path):
         Curator.open(store)
 
 
-def test_the_vector_index_is_a_cache(store: Path):
+def test_the_vector_index_is_a_cache(indexed: Curator):
     """Whatever happens to its files, the answer stays."""
+    store = indexed.path
 
     def answer() -> list[tuple[int, float]]:
         with Curator.open(store, create=False, device="cpu") as curator:
