@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-__all__ = ["HiddenMoment", "RangeFinder", "fit_rotation"]
+__all__ = ["HiddenMoment", "RangeFinder", "fit_rotation", "principal_axes", "top_eigenvectors"]
 
 _OVERSAMPLING = 16
 # Eigenvalues below this share of the largest are rounding, not directions: of sums in float64, and in float32.
@@ -35,7 +35,7 @@ class HiddenMoment:
 
     def basis(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The top `rank` eigenvectors [H, rank] and eigenvalues, largest first; fewer where the data has fewer."""
-        vectors, values = _top_eigenvectors(self._moment.double(), rank, _NEGLIGIBLE_FLOAT32)
+        vectors, values = top_eigenvectors(self._moment.double(), rank, _NEGLIGIBLE_FLOAT32)
         return vectors.float(), values
 
 
@@ -62,7 +62,7 @@ class RangeFinder:
         for errors in blocks():
             seen = errors @ self._probe
             small += (seen.T @ seen).double()
-        vectors, values = _top_eigenvectors(small, self.rank)
+        vectors, values = top_eigenvectors(small, self.rank)
         return self._probe @ vectors.float(), values
 
 
@@ -90,13 +90,20 @@ def fit_rotation(
     return torch.linalg.qr(torch.cat([components.float(), products], dim=1))[0].contiguous()
 
 
+def principal_axes(cores: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """P [M * R, D] turned inside its own subspace, so that the second moment of cores @ P is diagonal and falls."""
+    sketches = (cores @ rotation).double()
+    vectors = torch.linalg.eigh(sketches.T @ sketches)[1]
+    return (rotation.double() @ vectors.flip(1)).float().contiguous()
+
+
 def _principal_components(rows: torch.Tensor, most: int) -> torch.Tensor:
     gram = rows @ rows.T
-    vectors, values = _top_eigenvectors(gram, most)
+    vectors, values = top_eigenvectors(gram, most)
     return rows.T @ vectors / values.sqrt()
 
 
-def _top_eigenvectors(
+def top_eigenvectors(
     matrix: torch.Tensor, most: int, negligible: float = _NEGLIGIBLE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvectors [n, k], k <= most, and eigenvalues of a symmetric float64 matrix, largest first, without noise."""
