@@ -190,6 +190,7 @@ def _write_segments(
     rows = session.scalars(query).all()
     done, total = 0, sum(row.num_samples for row in rows)
     written = []
+    on_progress(RefitProgress("rewriting", 0, total))
     for row in rows:
         segment = store.segment(row.name)
         part = _part(segment, np.arange(segment.num_samples))

@@ -9,9 +9,6 @@ In a joint error basis W = [U_e, X], X the directions outside U_e in which the f
 [E, R]: small enough to hold for a thousand samples, and computed in a stream for all of them. A new error basis is W
 times a rotation, so nothing is V x V and no sample is ever [V, R].
 
-Every sample weighs 1 / ||G_i||^2 in the fit: what it maximizes is the mean captured share of energy, not the energy
-captured of the loudest samples. lambda stays the plain second moment, as the preconditioned method defines it.
-
 Shapes: N samples, K tokens, V vocabulary, M error rank, R hidden rank, E joint error rank, D sketch width.
 """
 
@@ -22,7 +19,7 @@ import numpy as np
 import torch
 
 from index.factors import QuantizedFactors
-from index.fit import fit_rotation, principal_axes, top_eigenvectors
+from index.fit import fit_cores
 from index.projection import Projection
 
 __all__ = ["Refit", "StoredPart", "fit_stored"]
@@ -82,21 +79,14 @@ def fit_stored(old: Projection, parts: Sequence[StoredPart], *, error_rank: int,
     """
     joint = _joint_basis(old, parts, error_rank, seed)
     cores = torch.cat([core for part in parts for _, core in _cores(old, joint, part)])
-    weights = torch.cat([part.weights for part in parts])
-    if not (weights > 0).any():
+    norms = torch.cat([torch.from_numpy(part.norms) for part in parts])
+    if not (norms > 0).any():
         raise ValueError("no stored sample has a gradient: there is nothing to fit on")
-    weighted = cores * weights[:, None, None]
-    side_by_side = weighted.permute(1, 0, 2).reshape(joint.shape[1], -1)
-    rotation, error_values = top_eigenvectors((side_by_side @ side_by_side.T).double(), error_rank)
-    rotation = rotation.float()
-    rotated = torch.einsum("em,ner->nmr", rotation, cores)
-    hidden_values = (rotated * weights[:, None, None]).square().sum((0, 1))
-    flat = rotated.flatten(1)
-    projected = fit_rotation(flat * weights[:, None], error_values, hidden_values, width)
-    projected = principal_axes(flat, projected)
-    second_moment = (flat @ projected).square().mean(0)
-    new = Projection(joint @ rotation, old.hidden_basis, projected, second_moment)
-    return Refit(old, new, joint, rotation)
+    prior = torch.zeros(joint.shape[1])
+    prior[: old.error_rank] = 1.0  # where these samples say nothing, the old basis knows more than new directions
+    fitted = fit_cores(cores, norms, prior, error_rank=error_rank, width=width)
+    new = Projection(joint @ fitted.errors, old.hidden_basis, fitted.rotation, fitted.second_moment)
+    return Refit(old, new, joint, fitted.errors)
 
 
 def _joint_basis(old: Projection, parts: Sequence[StoredPart], num_more: int, seed: int) -> torch.Tensor:
@@ -128,8 +118,7 @@ def _cores(old: Projection, joint: torch.Tensor, part: StoredPart) -> Iterator[t
     """(samples, their W^T G U_h float32 [n, E, R])."""
     size = (old.error_rank, old.hidden_rank)
     for samples, counts, factors in part.blocks():
-        tokens = torch.from_numpy(factors.error_tokens.astype(np.int64))
-        seen = torch.nn.functional.embedding_bag(tokens, joint, per_sample_weights=_values(factors), mode="sum")
+        seen = torch.sparse.mm(_errors(factors, old.vocab_size), joint)
         hidden = _hidden(factors, old.hidden_rank)
         cores = torch.stack(
             [rows.T @ states for rows, states in zip(seen.split(counts), hidden.split(counts), strict=True)]
@@ -140,22 +129,16 @@ def _cores(old: Projection, joint: torch.Tensor, part: StoredPart) -> Iterator[t
         yield samples, cores
 
 
-def _values(factors: QuantizedFactors) -> torch.Tensor:
-    """e at the kept tokens, float32 [K, S]."""
-    return torch.from_numpy(factors.error_values.astype(np.float32)) * torch.from_numpy(factors.error_scales)[:, None]
-
-
 def _hidden(factors: QuantizedFactors, rank: int) -> torch.Tensor:
     """h U_h, float32 [K, R]."""
-    codes = torch.from_numpy(factors.hidden[:, :rank].astype(np.float32))
-    return codes * torch.from_numpy(factors.hidden_scales)[:, None]
+    return torch.from_numpy(factors.hidden_states(rank).astype(np.float32))
 
 
 def _errors(factors: QuantizedFactors, vocab_size: int) -> torch.Tensor:
     """e with zeros where it was cut off, sparse float32 [K, V]."""
-    num_tokens, num_kept = factors.error_tokens.shape
-    rows = torch.arange(num_tokens).repeat_interleave(num_kept)
-    columns = torch.from_numpy(factors.error_tokens.astype(np.int64)).flatten()
-    return torch.sparse_coo_tensor(
-        torch.stack([rows, columns]), _values(factors).flatten(), (num_tokens, vocab_size), check_invariants=False
-    ).coalesce()
+    num_tokens = len(factors)
+    rows = np.concatenate([np.arange(num_tokens), np.repeat(np.arange(num_tokens), factors.counts)])
+    columns = np.concatenate([factors.labels, factors.others]).astype(np.int64)
+    values = np.concatenate([factors.label_errors(), factors.other_errors()]).astype(np.float32)
+    size = (num_tokens, vocab_size)
+    return torch.sparse_coo_tensor(torch.from_numpy(np.stack([rows, columns])), torch.from_numpy(values), size).coalesce()

@@ -34,7 +34,7 @@ def show_status(found: dict[str, Any]) -> None:
     table = Table(box=None, padding=(0, 2), title=None)
     table.add_column("dataset")
     table.add_column("space")
-    for name in ("samples", "deleted", "quarantined", "tokens", "captured", "oldest -> newest", "loss"):
+    for name in ("samples", "deleted", "quarantined", "tokens", "captured", "newest", "loss"):
         table.add_column(name, justify="right")
     for row in found["datasets"]:
         table.add_row(
@@ -45,7 +45,7 @@ def show_status(found: dict[str, Any]) -> None:
             f"{row['quarantined']:,}",
             f"{row['tokens']:,}",
             f"{row['captured']:.1%}",
-            _over_time(row["history"]),
+            _newest(row["history"]),
             f"{row['loss']:.3f}",
         )
     console.print()
@@ -62,6 +62,6 @@ def _advise(console: Console, space: dict[str, Any]) -> None:
         )
 
 
-def _over_time(history: list[dict[str, Any]]) -> str:
-    """Captured energy of the oldest and of the newest tenth."""
-    return f"{history[0]['captured']:.1%} -> {history[-1]['captured']:.1%}" if len(history) > 1 else ""
+def _newest(history: list[dict[str, Any]]) -> str:
+    """Captured energy of the newest tenth."""
+    return f"{history[-1]['captured']:.1%}" if history else ""
