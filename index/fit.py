@@ -131,7 +131,7 @@ def _principal_axes(cores: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor
     """P [M * R, D] turned inside its own subspace, so that the second moment of cores @ P is diagonal and falls."""
     sketches = (cores @ rotation).double()
     vectors = torch.linalg.eigh(sketches.T @ sketches)[1]
-    return (rotation.double() @ vectors.flip(1)).float().contiguous()
+    return (rotation @ vectors.flip(1).float()).contiguous()
 
 
 def _principal_components(rows: torch.Tensor, most: int) -> torch.Tensor:
