@@ -141,4 +141,6 @@ def _errors(factors: QuantizedFactors, vocab_size: int) -> torch.Tensor:
     columns = np.concatenate([factors.labels, factors.others]).astype(np.int64)
     values = np.concatenate([factors.label_errors(), factors.other_errors()]).astype(np.float32)
     size = (num_tokens, vocab_size)
-    return torch.sparse_coo_tensor(torch.from_numpy(np.stack([rows, columns])), torch.from_numpy(values), size).coalesce()
+    return torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([rows, columns])), torch.from_numpy(values), size, check_invariants=True
+    ).coalesce()
