@@ -7,7 +7,7 @@ from __future__ import annotations  # the types of what is imported late
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
     from curator.query import Answering, Asked, Query, QueryInput, QueryResult, Question
+    from curator.refit import OnRefit
     from curator.space import LoadedModel
 
 __all__ = ["Curator"]
@@ -217,6 +218,36 @@ class Curator:
         with self._store.writing(), self._store.session() as session:
             return compact(self._store, session)
 
+    def refit(
+        self,
+        space: str | None = None,
+        *,
+        dry_run: bool = False,
+        force: bool = False,
+        seed: int = 0,
+        on_progress: OnRefit = lambda progress: None,
+    ) -> dict[str, Any]:
+        """Fits a new projection of a space (the newest, or by its fingerprint) on what is stored, without the model.
+
+        Returns {"captured": {"before", "after"} and "datasets": the same by dataset, all on samples held out of the
+        fit, "is_better", "is_replaced", "space", "replaces": the old fingerprint, "samples", "segments", "fitted_on",
+        "held_out", "seconds"}. The old projection stays unless the new one captures at least .01 more of the held-out
+        samples' energy, or `force`. Ids, keys, norms, losses, factors and deletes stay; later ingests of the same model
+        go on in the new space. Interrupted anywhere, the store is as it was. Raises NotFoundError, UsageError for a
+        space too small, LockedError while another process writes.
+        """
+        from curator.refit import RefitOptions, refit
+        from index.errors import StoredFileError
+
+        options = RefitOptions(dry_run=dry_run, force=force, seed=seed)
+        with nullcontext() if dry_run else self._store.writing(), self._store.session() as session:
+            try:
+                return refit(self._store, session, find_space(session, space), options, on_progress)
+            except StoredFileError as error:
+                raise IntegrityError(f"{error}; run: curator verify") from error
+            finally:
+                self._answering = None
+
     def status(self) -> dict[str, Any]:
         """What the store holds: {"store", "spaces": [...], "datasets": [...]}."""
         with self._store.session() as session:
@@ -262,29 +293,35 @@ class Curator:
         """The state of the store as it is, opened once and kept until it changes."""
         from curator.query import Answering
 
-        state = (space.id, *_generation(session))
+        state = _generation(session, space)
         if self._answering is None or self._answering[0] != state:
             former = self._answering[1] if self._answering else None
+            answering: Answering | None = None
+            failure: IntegrityError | None = None
             try:
                 answering = Answering(self._store, session, space, loaded.lm, loaded.encoder, former)
-            except IntegrityError:
-                session.rollback()  # a new look: another process may have compacted in between
-                if (space.id, *_generation(session)) == state:
-                    raise
+            except IntegrityError as error:
+                failure = error
+            session.rollback()  # a new look: another process may have compacted or refitted in between
+            if _generation(session, space) != state:
                 return self._answering_now(session, space, loaded)
+            if answering is None:
+                assert failure is not None
+                raise failure
             self._answering = (state, answering)
         self._answering[1].session = session
         return self._answering[1]
 
 
-def _generation(session: Session) -> tuple[Any, ...]:
-    """Changes whenever the set of segments or of deleted samples does."""
+def _generation(session: Session, space: Space) -> tuple[Any, ...]:
+    """Changes whenever the set of segments or of deleted samples does, or the projection of the space."""
     last = (sa.func.max(SegmentRow.id), sa.func.max(SegmentRow.first_sample_id))  # SQLite may give an id twice
     segments = session.execute(sa.select(sa.func.count(SegmentRow.id), *last)).one()
     deleted = session.execute(
         sa.select(sa.func.count(Sample.id), sa.func.max(Sample.deleted_at)).where(Sample.deleted_at.is_not(None))
     ).one()
-    return (*segments, *deleted)
+    fingerprint = session.scalar(sa.select(Space.fingerprint).where(Space.id == space.id))
+    return (space.id, fingerprint, *segments, *deleted)
 
 
 def _several(data: str | Path | Sequence[str | Path]) -> list[str | Path]:

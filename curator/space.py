@@ -36,6 +36,7 @@ __all__ = [
     "existing_space",
     "load_for_ingest",
     "load_for_query",
+    "publish_projection",
     "recipe_of",
 ]
 
@@ -164,10 +165,26 @@ def _loaded(
 
 def add_space(store: Store, session: Session, loaded: LoadedModel, projection: Projection) -> Space:
     """Commits a new space: its files first, then its row."""
+    space = Space(
+        **publish_projection(store, loaded.recipe, projection),
+        recipe_hash=loaded.recipe_hash,
+        recipe=loaded.recipe,
+        model=loaded.name,
+        revision=loaded.revision,
+        model_files=loaded.files,
+        created_at=datetime.now(UTC),
+    )
+    session.add(space)
+    session.commit()
+    return space
+
+
+def publish_projection(store: Store, recipe: dict[str, Any], projection: Projection) -> dict[str, Any]:
+    """Writes the files of a space that no row names yet: the row's fingerprint, projection and what describes it."""
     temporary = store.root / "tmp" / PROJECTION_FILE
     projection.save(temporary)
     projection_sha256 = hash_file(temporary)
-    fingerprint = _hash({"recipe": loaded.recipe, "projection": _contents_hash(projection)})
+    fingerprint = _hash({"recipe": recipe, "projection": _contents_hash(projection)})
     info = {
         **projection.info,
         "error_rank": projection.error_rank,
@@ -179,23 +196,14 @@ def add_space(store: Store, session: Session, loaded: LoadedModel, projection: P
     }
     with store.publishing("spaces", fingerprint) as directory:
         temporary.rename(directory / PROJECTION_FILE)
-        description = {"recipe": loaded.recipe, "projection": info, "projection_sha256": projection_sha256}
+        description = {"recipe": recipe, "projection": info, "projection_sha256": projection_sha256}
         (directory / SPACE_FILE).write_text(json.dumps(description, indent=1) + "\n")
-    space = Space(
-        fingerprint=fingerprint,
-        recipe_hash=loaded.recipe_hash,
-        recipe=loaded.recipe,
-        model=loaded.name,
-        revision=loaded.revision,
-        model_files=loaded.files,
-        projection_sha256=projection_sha256,
-        projection_bytes=(store.root / "spaces" / fingerprint / PROJECTION_FILE).stat().st_size,
-        projection=info,
-        created_at=datetime.now(UTC),
-    )
-    session.add(space)
-    session.commit()
-    return space
+    return {
+        "fingerprint": fingerprint,
+        "projection_sha256": projection_sha256,
+        "projection_bytes": (store.root / "spaces" / fingerprint / PROJECTION_FILE).stat().st_size,
+        "projection": info,
+    }
 
 
 def existing_space(session: Session, loaded: LoadedModel) -> Space | None:

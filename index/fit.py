@@ -4,20 +4,27 @@ except one sketch-sized row per sample.
     1. HiddenMoment: second moment of hidden states -> U_h, its top eigenvectors
     2. RangeFinder:  second moment of errors -> U_e, by a randomised range finder (Halko, Martinsson, Tropp 2011,
                      algorithm 4.4, then Rayleigh-Ritz), which sees errors only through thin products
-    3. fit_rotation: principal components of vec(S) over the samples, completed by the leading products of U_e and
+    3. fit_cores:    U_e again, by the gradients of whole samples, inside the wider basis that the range finder found
+    4. fit_rotation: principal components of vec(S) over the samples, completed by the leading products of U_e and
                      U_h. Few samples span few directions: without the completion, a projection calibrated on 3 samples
                      would see 3 directions of every later one.
 
-Shapes: K tokens, V vocabulary, H hidden size, M error rank, R hidden rank, N samples, D sketch width.
+Steps 3 and 4 weigh a sample by 1 / ||G||^2: what they maximize is the mean captured share of energy, not the energy
+captured of the loudest samples. lambda stays the plain second moment, as the preconditioned method defines it.
+
+Shapes: K tokens, V vocabulary, H hidden size, M error rank, E a wider one, R hidden rank, N samples, D sketch width.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
-__all__ = ["HiddenMoment", "RangeFinder", "fit_rotation"]
+__all__ = ["FittedCores", "HiddenMoment", "RangeFinder", "fit_cores", "fit_rotation"]
 
 _OVERSAMPLING = 16
+# Share of the basis's own second moment in that of the gradients: it decides only where these say nothing.
+_PRIOR = 1e-3
 # Eigenvalues below this share of the largest are rounding, not directions: of sums in float64, and in float32.
 _NEGLIGIBLE, _NEGLIGIBLE_FLOAT32 = 1e-9, 1e-6
 
@@ -56,7 +63,7 @@ class RangeFinder:
         for _ in range(self.num_passes - 1):
             gathered = torch.zeros_like(self._probe)
             for errors in blocks():
-                gathered += errors.T @ (errors @ self._probe)
+                gathered.addmm_(errors.T, errors @ self._probe)
             self._probe = torch.linalg.qr(gathered)[0]
         small = torch.zeros(self._probe.shape[1], self._probe.shape[1], dtype=torch.float64, device=self._probe.device)
         for errors in blocks():
@@ -64,6 +71,36 @@ class RangeFinder:
             small += (seen.T @ seen).double()
         vectors, values = _top_eigenvectors(small, self.rank)
         return self._probe @ vectors.float(), values
+
+
+@dataclass(frozen=True)
+class FittedCores:
+    """What the cores of some samples give: the error basis inside the wider one, the rotation, and lambda."""
+
+    errors: torch.Tensor  # float32 [E, M], orthonormal: U_e = (wider basis) @ errors
+    rotation: torch.Tensor  # P float32 [M * R, D]
+    second_moment: torch.Tensor  # lambda float32 [D]
+
+
+def fit_cores(
+    cores: torch.Tensor, norms: torch.Tensor, prior: torch.Tensor, *, error_rank: int, width: int
+) -> FittedCores:
+    """Fits on cores [N, E, R] = W^T G U_h of samples with norms ||G|| [N], in an orthonormal basis W [V, E].
+
+    `prior` [E] are second moments along W's directions known from elsewhere. M = min(error_rank, E).
+    """
+    weights = torch.where(norms > 0, 1.0 / norms, 0.0)[:, None, None]
+    side_by_side = (cores * weights).permute(1, 0, 2).flatten(1)
+    moment = (side_by_side @ side_by_side.T).double()
+    moment += _PRIOR * moment.trace() * torch.diag(prior.double() / prior.double().sum())
+    values, vectors = torch.linalg.eigh(moment)
+    error_values, errors = values.flip(0)[:error_rank], vectors.flip(1)[:, :error_rank].float().contiguous()
+    rotated = torch.einsum("em,ner->nmr", errors, cores)
+    weighted = rotated * weights
+    flat = rotated.flatten(1)
+    rotation = fit_rotation(weighted.flatten(1), error_values, weighted.square().sum((0, 1)), width)
+    rotation = _principal_axes(flat, rotation)
+    return FittedCores(errors, rotation, (flat @ rotation).square().mean(0))
 
 
 def fit_rotation(
@@ -88,6 +125,13 @@ def fit_rotation(
     # A product that the components already hold leaves nothing behind; Householder's QR then puts some direction
     # orthogonal to all before it in its place, of which later products may hold a part: every column stays.
     return torch.linalg.qr(torch.cat([components.float(), products], dim=1))[0].contiguous()
+
+
+def _principal_axes(cores: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """P [M * R, D] turned inside its own subspace, so that the second moment of cores @ P is diagonal and falls."""
+    sketches = (cores @ rotation).double()
+    vectors = torch.linalg.eigh(sketches.T @ sketches)[1]
+    return (rotation @ vectors.flip(1).float()).contiguous()
 
 
 def _principal_components(rows: torch.Tensor, most: int) -> torch.Tensor:

@@ -29,8 +29,10 @@ The format, "forvalue-segment/2". A segment is a directory that holds two safete
 - Both files' sha256 and sizes belong in the database; flipped bits in tensors are found only by comparing these.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +52,7 @@ __all__ = [
     "hash_file",
     "verify_files",
     "write_segment",
+    "write_sketches",
 ]
 
 FORMAT = "forvalue-segment/2"
@@ -121,10 +124,35 @@ def write_segment(directory: Path, arrays: SegmentArrays) -> list[StoredFile]:
     sketches = {"ids": arrays.ids, "norms": arrays.norms, "scales": scales, "sketches": quantized}
     files = []
     for path, tensors in zip(paths, (sketches, _packed(arrays)), strict=True):
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        files.append(write_durably(path, save(contiguous, {"format": FORMAT})))
+        files.append(write_durably(path, save(_contiguous(tensors), {"format": FORMAT})))
     fsync_directory(directory)
     return files
+
+
+def write_sketches(directory: Path, segment: "Segment", sketches: np.ndarray) -> StoredFile:
+    """Write into an existing directory what an opened segment is with other sketches, float32 [N, D]: ids, norms and
+    factors stay, and the factors' file is shared (a hard link; a copy where the file system has none).
+
+    Returns what to record about the sketches' file; the factors' stays true. Raises ValueError and FileExistsError as
+    `write_segment` does.
+    """
+    _validate(replace(SegmentArrays.of_sketches(segment.ids, sketches), norms=segment.norms))
+    quantized, scales = _quantize(sketches)
+    tensors = {"ids": segment.ids, "norms": segment.norms, "scales": scales, "sketches": quantized}
+    shared = directory / FACTORS_FILE
+    try:
+        os.link(segment.directory / FACTORS_FILE, shared)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(segment.directory / FACTORS_FILE, shared)
+    stored = write_durably(directory / SKETCHES_FILE, save(_contiguous(tensors), {"format": FORMAT}))
+    fsync_directory(directory)
+    return stored
+
+
+def _contiguous(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
 def _quantize(sketches_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,13 +16,21 @@ LAYERS = [
     {"curator.types", "curator.errors"},
     {"curator.sources", "curator.models", "curator.value", "curator.metadata", "curator.demo"},
     {"curator.store", "curator.space"},
-    {"curator.ingest", "curator.query", "curator.verify", "curator.compact", "curator.export", "curator.doctor"},
+    {
+        "curator.ingest",
+        "curator.query",
+        "curator.verify",
+        "curator.compact",
+        "curator.refit",
+        "curator.export",
+        "curator.doctor",
+    },
     {"curator.service"},
     {"curator", "curator.cli", "curator.__main__"},
 ]
 # The store's parts speak to the database in SQLAlchemy sessions; everything above the service does not.
 SQL = ("curator.metadata", "curator.store", "curator.space", "curator.service", "curator.ingest", "curator.query",
-       "curator.verify", "curator.compact")  # fmt: skip
+       "curator.verify", "curator.compact", "curator.refit")  # fmt: skip
 HOMES = {
     "faiss": ("index",),
     "sqlalchemy": (*SQL, "curator.cli.main"),  # main names its errors

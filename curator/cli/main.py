@@ -14,6 +14,7 @@ from curator import __version__
 from curator.cli.ingest import ingest
 from curator.cli.printable import printable
 from curator.cli.query import query, values
+from curator.cli.refit import refit
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
 from curator.errors import CuratorError
 
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for command in (ingest, query, values, status, quarantined, delete, restore, compact, verify, doctor, db):
+for command in (ingest, query, values, status, quarantined, delete, restore, compact, refit, verify, doctor, db):
     cli.add_command(command)
 
 

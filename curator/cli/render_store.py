@@ -30,10 +30,11 @@ def show_status(found: dict[str, Any]) -> None:
             f"{space['captured']:.1%} of the samples' energy; mean loss {space['loss']:.3f}",
             markup=False,
         )
+        _advise(console, space)
     table = Table(box=None, padding=(0, 2), title=None)
     table.add_column("dataset")
     table.add_column("space")
-    for name in ("samples", "deleted", "quarantined", "tokens", "captured", "loss"):
+    for name in ("samples", "deleted", "quarantined", "tokens", "captured", "newest", "loss"):
         table.add_column(name, justify="right")
     for row in found["datasets"]:
         table.add_row(
@@ -44,7 +45,23 @@ def show_status(found: dict[str, Any]) -> None:
             f"{row['quarantined']:,}",
             f"{row['tokens']:,}",
             f"{row['captured']:.1%}",
+            _newest(row["history"]),
             f"{row['loss']:.3f}",
         )
     console.print()
     console.print(table if found["datasets"] else "no dataset yet")
+
+
+def _advise(console: Console, space: dict[str, Any]) -> None:
+    for fallen in space["refit"]["datasets"]:
+        console.print(
+            f"  captured energy fell from {fallen['from']:.1%} to {fallen['to']:.1%} in {fallen['samples']:,} samples "
+            f"of dataset {printable(fallen['dataset'])} since {fallen['since'][:10]}: curator refit would help "
+            "(--dry-run says how much)",
+            markup=False,
+        )
+
+
+def _newest(history: list[dict[str, Any]]) -> str:
+    """Captured energy of the newest tenth."""
+    return f"{history[-1]['captured']:.1%}" if history else ""

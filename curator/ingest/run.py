@@ -37,7 +37,7 @@ from curator.space import LoadedModel, SpaceOptions, add_space, existing_space, 
 from curator.store import PROJECTION_FILE, Store
 from curator.types import BadRow, EncodedSample, Fields, Sample
 from curator.value import DEFAULT_BATCH_TOKENS, Forward, Ranks, calibrate
-from curator.value.calibrate import MAX_BYTES
+from curator.value.calibrate import affordable_tokens
 
 __all__ = ["IngestOptions", "ingest"]
 
@@ -128,7 +128,7 @@ def _new_space(
         raise UsageError(f"no row of {paths[0].name} is usable: {results[0]}")
     meter.tell("calibrating")
     head = loaded.lm.head
-    affordable = _within(encoded, MAX_BYTES // (head.hidden_size * head.weight.element_size()))
+    affordable = _within(encoded, affordable_tokens(head))
     hidden = Forward(loaded.lm, options.batch_tokens).hidden(affordable)
     projection = calibrate(hidden, head, ranks=options.ranks, seed=options.seed)
     space = add_space(store, session, loaded, projection)

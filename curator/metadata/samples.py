@@ -16,6 +16,7 @@ __all__ = [
     "COLUMNS",
     "by_hash",
     "count_elsewhere",
+    "datasets_by_id",
     "delete_where",
     "deleted_ids",
     "has_deleted",
@@ -91,6 +92,12 @@ def rows_by_id(session: Session, ids: Sequence[int]) -> dict[int, tuple[Sample, 
             sa.select(Sample, Dataset.name).join(Dataset, Sample.dataset_id == Dataset.id).where(Sample.id.in_(some))
         )
     }
+
+
+def datasets_by_id(session: Session, ids: Sequence[int]) -> dict[int, str]:
+    """The dataset of each id."""
+    query = sa.select(Sample.id, Dataset.name).join(Dataset, Sample.dataset_id == Dataset.id)
+    return {row.id: row.name for some in _in_portions(ids) for row in session.execute(query.where(Sample.id.in_(some)))}
 
 
 def keys_between(session: Session, space_id: int, first: int, last: int) -> dict[int, str]:

@@ -19,7 +19,10 @@ def space_for_recipe(session: Session, recipe_hash: str) -> Space | None:
 
 
 def find_space(session: Session, fingerprint: str | None = None) -> Space:
-    """The space whose fingerprint starts so, or the newest. Raises NotFoundError when there is none or several."""
+    """The space whose fingerprint starts so, or the newest.
+
+    Raises NotFoundError when there is none or several, and names the space that a refit made of it.
+    """
     query = sa.select(Space).order_by(Space.id.desc())
     if fingerprint is None:
         newest = session.scalars(query.limit(1)).first()
@@ -28,10 +31,20 @@ def find_space(session: Session, fingerprint: str | None = None) -> Space:
         return newest
     found = session.scalars(query.where(Space.fingerprint.startswith(fingerprint, autoescape=True))).all()
     if len(found) != 1:
+        _refuse_replaced(session, fingerprint)
         known = ", ".join(value[:12] for value in session.scalars(sa.select(Space.fingerprint).order_by(Space.id)))
         problem = "no space" if not found else f"{len(found)} spaces"
         raise NotFoundError(f"{problem} with fingerprint {fingerprint!r}; the store holds {known or 'none'}")
     return found[0]
+
+
+def _refuse_replaced(session: Session, fingerprint: str) -> None:
+    for space in session.scalars(sa.select(Space)):
+        for old in space.projection.get("replaces", ()):
+            if fingerprint and old.startswith(fingerprint):
+                raise NotFoundError(
+                    f"space {old[:12]} is gone: a refit has replaced it by {space.fingerprint[:12]}; use that one"
+                )
 
 
 def dataset_named(session: Session, name: str) -> Dataset:

@@ -5,13 +5,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from curator.metadata.drift import history_of, refit_advice
 from curator.metadata.tables import Dataset, Quarantined, Sample, Segment, Space
 
 __all__ = ["datasets_of", "quarantined_rows", "spaces_of"]
 
 
 def spaces_of(session: Session) -> list[dict[str, Any]]:
-    """Every space with its samples, tokens and bytes."""
+    """Every space with its samples, tokens and bytes, and whether a refit is worth it."""
     return [
         {
             "fingerprint": space.fingerprint,
@@ -24,6 +25,7 @@ def spaces_of(session: Session) -> list[dict[str, Any]]:
             "created_at": space.created_at.isoformat(),
             **_counts(session, Sample.space_id == space.id),
             **_segments(session, space.id),
+            "refit": refit_advice(session, space),
         }
         for space in session.scalars(sa.select(Space).order_by(Space.id))
     ]
@@ -56,7 +58,7 @@ def _segments(session: Session, space_id: int) -> dict[str, Any]:
 
 
 def datasets_of(session: Session) -> list[dict[str, Any]]:
-    """Every dataset in every space it has samples or quarantined rows in."""
+    """Every dataset in every space it has samples or quarantined rows in, with its captured energy over time."""
     rows = session.execute(
         sa.select(Dataset, Space)
         .join(Space, sa.true())
@@ -67,7 +69,8 @@ def datasets_of(session: Session) -> list[dict[str, Any]]:
             )
         )
         .order_by(Dataset.name, Space.id)
-    )
+    ).all()
+    histories = {space.id: history_of(session, space.id) for _, space in rows}
     return [
         {
             "dataset": dataset.name,
@@ -78,6 +81,7 @@ def datasets_of(session: Session) -> list[dict[str, Any]]:
                     Quarantined.dataset_id == dataset.id, Quarantined.space_id == space.id
                 )
             ),
+            "history": histories[space.id].get(dataset.name, []),
         }
         for dataset, space in rows
     ]
