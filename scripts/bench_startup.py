@@ -72,7 +72,8 @@ def once(code: str, root: Path, words: list[str]) -> tuple[float, float, str]:
     """Wall seconds, CPU seconds, and the last line on stderr of one process."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-P", "-c", code, *words]  # -P: never the current directory's version
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
