@@ -33,11 +33,16 @@ from transformers.utils import logging
 
 from curator import Curator
 from curator.query import Answering
+from curator.query.percentiles import Corpus
 
 FEW = 16  # rows of the run that shows what a command costs before its first row
 STAGES = {
-    "gradient": "prepare", "search": "_search", "rerank": "_rerank", "percentiles": "_distribution", "items": "_items"
-}  # fmt: skip
+    "gradient": (Answering, "prepare"),
+    "search": (Answering, "_search"),
+    "rerank": (Answering, "_rerank"),
+    "percentiles": (Corpus, "distribution"),
+    "items": (Answering, "_items"),
+}
 
 
 def main() -> None:
@@ -314,7 +319,7 @@ class Lines:
 def stopwatch() -> Iterator[dict[str, float]]:
     """Seconds that queries spend in each stage; a rerank is part of no search."""
     found = dict.fromkeys(STAGES, 0.0)
-    kept = {name: getattr(Answering, name) for name in STAGES.values()}
+    kept = {stage: getattr(owner, name) for stage, (owner, name) in STAGES.items()}
 
     def timed(stage: str, work: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -325,13 +330,13 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
         return call
 
-    for stage, name in STAGES.items():
-        setattr(Answering, name, timed(stage, kept[name]))
+    for stage, (owner, name) in STAGES.items():
+        setattr(owner, name, timed(stage, kept[stage]))
     try:
         yield found
     finally:
-        for name, work in kept.items():
-            setattr(Answering, name, work)
+        for stage, (owner, name) in STAGES.items():
+            setattr(owner, name, kept[stage])
         found["search"] -= found["rerank"]
 
 
