@@ -36,33 +36,34 @@ print("torch transformers", file=sys.stderr)"""
 
 
 def main() -> None:
-    """Builds the demo's store once and times each command in processes of their own."""
+    """Builds the demo's store and times each command in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     versions = {"now": ROOT} | ({"before": args.before.resolve()} if args.before else {})
     with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        once(CURATOR, ROOT, ["ingest", str(DEMO / "corpus.jsonl"), "--prompt-field", "prompt", "--response-field",
-                             "response", "--model", str(DEMO / "model"), "--store", store, "--dataset", "demo",
-                             "--quiet"])  # fmt: skip
-        ask = ["query", "--store", store, "--prompt", "Which city is the capital of Canada?", "--response", " Ottawa"]
-        once(CURATOR, ROOT, ask)  # builds the index
+        ask = ["query", "--prompt", "Which city is the capital of Canada?", "--response", " Ottawa"]
+        stores = {version: str(Path(folder) / version) for version in versions}  # each in its own version's format
+        for version, root in versions.items():
+            once(CURATOR, root, ["ingest", str(DEMO / "corpus.jsonl"), "--prompt-field", "prompt", "--response-field",
+                                 "response", "--model", str(DEMO / "model"), "--dataset", "demo", "--quiet",
+                                 "--store", stores[version]])  # fmt: skip
+            once(CURATOR, root, [*ask, "--store", stores[version]])  # builds the index
         print("| command | version | wall, s | CPU, s | imported |\n|---|---|---|---|---|")
-        commands = {"--help": ["--help"], "status": ["status", "--store", store], "query": ask}
-        for name, words in commands.items():
-            table(f"curator {name}", CURATOR, versions, words, args.repeats)
-        floor = {"any": ROOT}
-        table("python: load the model and its tokenizer", FLOOR, floor, [str(DEMO / "model")], args.repeats)
+        for name, words in {"--help": ["--help"], "status": ["status"], "query": ask}.items():
+            runs = {v: [*words, *(["--store", stores[v]] if name != "--help" else [])] for v in versions}
+            table(f"curator {name}", CURATOR, versions, runs, args.repeats)
+        model = {"any": [str(DEMO / "model")]}
+        table("python: load the model and its tokenizer", FLOOR, {"any": ROOT}, model, args.repeats)
 
 
-def table(name: str, code: str, versions: dict[str, Path], words: list[str], repeats: int) -> None:
+def table(name: str, code: str, versions: dict[str, Path], words: dict[str, list[str]], repeats: int) -> None:
     """One row a version."""
     found: dict[str, list[tuple[float, float, str]]] = {version: [] for version in versions}
     for _ in range(repeats):
         for version, root in versions.items():
-            found[version].append(once(code, root, words))
+            found[version].append(once(code, root, words[version]))
     for version, runs in found.items():
         wall, cpu = statistics.median(run[0] for run in runs), statistics.median(run[1] for run in runs)
         print(f"| {name} | {version} | {wall:.2f} | {cpu:.2f} | {runs[0][2]} |", flush=True)
@@ -72,7 +73,8 @@ def once(code: str, root: Path, words: list[str]) -> tuple[float, float, str]:
     """Wall seconds, CPU seconds, and the last line on stderr of one process."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-P", "-c", code, *words]  # -P: never the current directory's version
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
