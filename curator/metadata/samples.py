@@ -8,7 +8,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
-from curator.metadata.tables import Dataset, Sample
+from curator.metadata.tables import Dataset, Sample, Segment
 from curator.metadata.where import compile_where, field_names
 from curator.metadata.where_meta import is_absent
 
@@ -100,12 +100,13 @@ def datasets_by_id(session: Session, ids: Sequence[int]) -> dict[int, str]:
     return {row.id: row.name for some in _in_portions(ids) for row in session.execute(query.where(Sample.id.in_(some)))}
 
 
-def keys_between(session: Session, space_id: int, first: int, last: int) -> dict[int, str]:
-    """The keys of a space's samples with ids in [first, last], deleted ones included."""
-    rows = session.execute(
-        sa.select(Sample.id, Sample.key).where(Sample.space_id == space_id, Sample.id.between(first, last))
-    )
-    return {row.id: row.key for row in rows}
+def keys_between(session: Session, first: int, last: int) -> dict[int, str]:
+    """The keys of all samples with ids in [first, last], deleted ones and those of other spaces included.
+
+    Asked for one space, SQLite takes the index over spaces and reads all of it for every block: 185 s for a million.
+    """
+    rows = session.execute(sa.select(Sample.id, Sample.key).where(Sample.id.between(first, last)))
+    return {id_: key for id_, key in rows}  # noqa: C416 (dict() of rows is no dict of pairs to the type checker)
 
 
 def live_ids(session: Session, space_id: int, where: str | None = None) -> np.ndarray:
@@ -136,9 +137,12 @@ def has_deleted(session: Session, segment_id: int) -> bool:
 
 
 def count_elsewhere(session: Session, space_id: int) -> int:
-    """Samples in the store's other spaces, not deleted."""
-    query = sa.select(sa.func.count(Sample.id)).where(Sample.space_id != space_id, Sample.deleted_at.is_(None))
-    return session.scalar(query) or 0
+    """Samples in the store's other spaces, not deleted: from the segments, since counting a million rows takes 1 s."""
+    stored = session.scalar(sa.select(sa.func.sum(Segment.num_samples)).where(Segment.space_id != space_id)) or 0
+    if not stored:
+        return 0
+    is_gone = (Sample.deleted_at.is_not(None), Sample.segment_id.is_not(None), Sample.space_id != space_id)
+    return int(stored) - (session.scalar(sa.select(sa.func.count(Sample.id)).where(*is_gone)) or 0)
 
 
 def delete_where(session: Session, where: str) -> int:

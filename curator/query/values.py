@@ -18,7 +18,7 @@ def value_rows(answering: Answering, query: Query, options: QueryOptions) -> Ite
     row_scale: RowScale = "inverse_norm" if prepared.is_cosine else "none"
     blocks = scan(answering.segments, prepared.search[None], allowed=allowed, excluded=answering.deleted)
     for ids, values_nQ, norms in blocks:
-        keys = keys_between(answering.session, answering.space.id, int(ids[0]), int(ids[-1]))
+        keys = keys_between(answering.session, int(ids[0]), int(ids[-1]))
         values = values_nQ[:, 0] * row_factors(norms, row_scale)
         for id_, value in zip(ids.tolist(), values.tolist(), strict=True):
             yield {"id": id_, "key": keys[id_], "value": value}
