@@ -24,9 +24,11 @@ The format, "forvalue-segment/2". A segment is a directory that holds two safete
       e = steps[i, 0] / 4 * code at the label, -steps[i, 0] * code at the others
   Others MUST ascend within a token, with codes of 1 or more. A frame MUST say its decompressed size and MAY be
   compressed at any level, in any blocks; the same release of zstd gives equal segments equal bytes.
-- A writer MUST check all of this before it writes a byte, and fsync both files and the directory. Files MUST NOT be
+- A third file, rare_tokens.safetensors, lists the labels that few samples have: index/rare_tokens.py. It follows from
+  the other two. A writer SHOULD write it; a reader without it proposes fewer candidates.
+- A writer MUST check all of this before it writes a byte, and fsync the files and the directory. Files MUST NOT be
   changed in place: readers map them. A reader MUST check the header against the file's size before it maps.
-- Both files' sha256 and sizes belong in the database; flipped bits in tensors are found only by comparing these.
+- The files' sha256 and sizes belong in the database; flipped bits in tensors are found only by comparing these.
 """
 
 import os
@@ -43,6 +45,7 @@ from safetensors.numpy import save
 from index.errors import StoredFileError
 from index.factors import QuantizedFactors, band_edges
 from index.packing import MAX_TOKEN_ID, pack, unpack
+from index.rare_tokens import RARE_TOKENS_FILE, RareTokens, rare_tokens
 from index.stored import MappedTensors, StoredFile, fsync_directory, hash_file, verify_files, write_durably
 
 __all__ = [
@@ -110,20 +113,21 @@ class SegmentArrays:
 
 
 def write_segment(directory: Path, arrays: SegmentArrays) -> list[StoredFile]:
-    """Write a segment's two files into an existing directory, durably, and return what to record about them.
+    """Write a segment's three files into an existing directory, durably, and return what to record about them.
 
     Renaming the directory into place, and syncing its parent, is the caller's. Raises ValueError if an array breaks
     the format (nothing is written then) and FileExistsError if the directory holds a segment already.
     """
     _validate(arrays)
-    paths = [directory / SKETCHES_FILE, directory / FACTORS_FILE]
+    paths = [directory / name for name in (SKETCHES_FILE, FACTORS_FILE, RARE_TOKENS_FILE)]
     for path in paths:
         if path.exists():
             raise FileExistsError(f"{path} exists: a segment is never overwritten; write it to a fresh directory")
     quantized, scales = _quantize(arrays.sketches)
     sketches = {"ids": arrays.ids, "norms": arrays.norms, "scales": scales, "sketches": quantized}
     files = []
-    for path, tensors in zip(paths, (sketches, _packed(arrays)), strict=True):
+    contents = (sketches, _packed(arrays), rare_tokens(arrays.factors, arrays.offsets))
+    for path, tensors in zip(paths, contents, strict=True):
         files.append(write_durably(path, save(_contiguous(tensors), {"format": FORMAT})))
     fsync_directory(directory)
     return files
@@ -131,24 +135,29 @@ def write_segment(directory: Path, arrays: SegmentArrays) -> list[StoredFile]:
 
 def write_sketches(directory: Path, segment: "Segment", sketches: np.ndarray) -> StoredFile:
     """Write into an existing directory what an opened segment is with other sketches, float32 [N, D]: ids, norms and
-    factors stay, and the factors' file is shared (a hard link; a copy where the file system has none).
+    factors stay, and the other files are shared (hard links; copies where the file system has none).
 
-    Returns what to record about the sketches' file; the factors' stays true. Raises ValueError and FileExistsError as
-    `write_segment` does.
+    Returns what to record about the sketches' file; what is recorded of the others stays true. Raises ValueError and
+    FileExistsError as `write_segment` does.
     """
     _validate(replace(SegmentArrays.of_sketches(segment.ids, sketches), norms=segment.norms))
     quantized, scales = _quantize(sketches)
     tensors = {"ids": segment.ids, "norms": segment.norms, "scales": scales, "sketches": quantized}
-    shared = directory / FACTORS_FILE
-    try:
-        os.link(segment.directory / FACTORS_FILE, shared)
-    except FileExistsError:
-        raise
-    except OSError:
-        shutil.copyfile(segment.directory / FACTORS_FILE, shared)
+    _share(segment.directory / FACTORS_FILE, directory)
+    if segment.rare_tokens is not None:
+        _share(segment.directory / RARE_TOKENS_FILE, directory)
     stored = write_durably(directory / SKETCHES_FILE, save(_contiguous(tensors), {"format": FORMAT}))
     fsync_directory(directory)
     return stored
+
+
+def _share(path: Path, directory: Path) -> None:
+    try:
+        os.link(path, directory / path.name)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(path, directory / path.name)
 
 
 def _contiguous(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -277,6 +286,8 @@ class Segment:
             raise StoredFileError(f"{self._factors.path}: steps do not fit factor_rank {self.factor_rank}")
         if problem := _ids_problem(self.ids):
             raise StoredFileError(f"{self._sketches.path}: {problem}; verify the store")
+        lists = directory / RARE_TOKENS_FILE
+        self.rare_tokens = RareTokens(lists, FORMAT, self.num_samples) if lists.exists() else None
 
     def __repr__(self) -> str:
         return f"Segment({str(self.directory)!r}, {self.num_samples} samples, {self.num_tokens} tokens)"

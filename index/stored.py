@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 1 << 20  # ours are below 1 KB; a flipped length must not mak
 DTYPES: dict[str, np.dtype] = {
     "I8": np.dtype("int8"),
     "U8": np.dtype("uint8"),
+    "U32": np.dtype("<u4"),
     "I64": np.dtype("<i8"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),

@@ -42,9 +42,10 @@ def cut(path: Path) -> None:
 
 
 FILES = ["segments/*/sketches.safetensors", "segments/*/factors.safetensors", "spaces/*/projection.safetensors"]
+LISTS = "segments/*/rare_tokens.safetensors"
 
 
-@pytest.mark.parametrize("pattern", FILES)
+@pytest.mark.parametrize("pattern", [*FILES, LISTS])
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_every_damaged_file_is_named(store: Path, pattern: str, damage: Callable[[Path], None]):
     path = sorted(store.glob(pattern))[0]

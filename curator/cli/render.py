@@ -100,6 +100,7 @@ def _how_text(result: QueryResult) -> str:
     how = result.how
     method = how.method if how.damping is None else f"{how.method} (damping {how.damping:g})"
     looked = f"{how.candidates:,} candidates rescored ({how.tier})" if how.candidates else "values of the sketch"
+    looked += f", {how.rare_candidates:,} of them for rare tokens" if how.rare_candidates else ""
     filtered = "" if how.where is None else f", {how.num_eligible:,} match the filter"
     return (
         f"{method} · {how.num_samples:,} samples{filtered} · {how.index['type']} index · {looked} · "

@@ -24,7 +24,8 @@ def show_status(found: dict[str, Any]) -> None:
             f"  {space['samples']:,} samples ({space['deleted']:,} deleted, {space['truncated']:,} truncated), "
             f"{space['tokens']:,} tokens, {space['counted_tokens']:,} counted, in {space['segments']} segments\n"
             f"  bytes: sketches {tiers['sketches']:,} ({tiers['sketches'] / per_sample:,.0f} a sample), "
-            f"factors {tiers['factors']:,} ({tiers['factors'] / per_sample:,.0f} a sample)\n"
+            f"factors {tiers['factors']:,} ({tiers['factors'] / per_sample:,.0f} a sample), "
+            f"lists of rare tokens {tiers['rare_tokens']:,} ({tiers['rare_tokens'] / per_sample:,.0f} a sample)\n"
             f"  sketch of {projection['width']} numbers (U_e {projection['error_rank']} x U_h "
             f"{projection['hidden_rank']}, calibrated on {projection['num_samples']} samples) captures "
             f"{space['captured']:.1%} of the samples' energy; mean loss {space['loss']:.3f}",

@@ -49,7 +49,7 @@ def _counts(session: Session, *conditions: sa.ColumnElement[bool]) -> dict[str, 
 
 
 def _segments(session: Session, space_id: int) -> dict[str, Any]:
-    bytes_by_tier = {"sketches": 0, "factors": 0}
+    bytes_by_tier = {"sketches": 0, "factors": 0, "rare_tokens": 0}
     rows = session.scalars(sa.select(Segment).where(Segment.space_id == space_id)).all()
     for segment in rows:
         for file in segment.files:

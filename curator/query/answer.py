@@ -3,6 +3,7 @@
 No training sample passes through the model, unless the exact tier is asked for, and then only the candidates.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ from curator.value import (
 from curator.value.represent import MAX_ELEMENTS
 from index.factors import QuantizedFactors, token_values
 from index.projection import Projection
+from index.rare_scan import rare_candidates
 from index.scan import RowScale, row_factors
 from index.segment import Segment
 
 __all__ = ["Answering", "QueryOptions"]
 
 _LOW_CAPTURED = 0.5
+RARE_SHARE = 0.25  # of `rerank`: candidates at each end that rare tokens add
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class QueryOptions:
     where: str | None = None
     method: Method = "raw"
     damping: float = DEFAULT_DAMPING
-    rerank: int = 100  # candidates at each end that are rescored from their factors; 0: none
+    rerank: int = 100  # candidates of the sketch at each end that are rescored from their factors; 0: none
     exact: bool = False  # rescore the candidates by running them through the model
     tokens: bool = False  # split the value of each item over its tokens
 
@@ -65,6 +68,16 @@ class QueryOptions:
             raise UsageError(f"method {self.method!r} is not known; use one of {', '.join(METHODS)}")
         if not 0 < self.damping < float("inf"):
             raise UsageError(f"damping must be above 0 and finite, got {self.damping:g}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The candidates of both ends, and how they were found."""
+
+    values: dict[int, float]  # by id: from factors, or of the sketch where rerank is 0
+    index: dict[str, Any]
+    ends: Ends  # the sketch's values at both ends
+    num_rare: int = 0  # candidates that a rare token shared with the query has added
 
 
 class Answering:
@@ -122,11 +135,10 @@ class Answering:
         started = time.perf_counter()
         prepared, description = self.prepare(query, options.method, options.damping)
         allowed = None if options.where is None else live_ids(self.session, self.space.id, options.where)
-        values, found_by, known = self._search(prepared, options, allowed)
-        if options.exact:
-            values = self._exact(prepared, list(values))
+        found = self._search(prepared, options, allowed)
+        values = self._exact(prepared, list(found.values)) if options.exact else found.values
         distribution = self.corpus.distribution(
-            prepared.search, _row_scale(prepared), known if allowed is None else None
+            prepared.search, _row_scale(prepared), found.ends if allowed is None else None
         )
         ends = (
             sorted(values.items(), key=lambda item: (-item[1], item[0]))[: options.top],
@@ -139,7 +151,8 @@ class Answering:
             damping=options.damping if options.method == "preconditioned" else None,
             tier="exact" if options.exact else "factors" if options.rerank else "sketch",
             candidates=len(values) if options.exact or options.rerank else 0,
-            index=found_by,
+            rare_candidates=found.num_rare,
+            index=found.index,
             num_samples=self.corpus.num_samples,
             num_eligible=self.corpus.num_samples if allowed is None else len(allowed),
             where=options.where,
@@ -149,29 +162,45 @@ class Answering:
         )
         return QueryResult(description, helpful, harmful, how, self._notes(query, description, how))
 
-    def _search(
-        self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None
-    ) -> tuple[dict[int, float], dict[str, Any], Ends]:
-        """Candidates of both ends with their values: from factors, or of the sketch where rerank is 0.
-
-        Also how they were found, and the sketch values at both ends.
-        """
+    def _search(self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None) -> _Found:
+        """Candidates of both ends with their values, rescored unless rerank is 0 or they go on to the exact tier."""
         depth = max(options.top, options.harmful, options.rerank)
         if not self.segments:
-            return {}, {"type": "none", "shards": 0, "rows": 0, "bytes": 0, "scanned": 0}, Ends(*np.empty((2, 0)))
-        index = self.indexes.get(_row_scale(prepared))
+            index: dict[str, Any] = {"type": "none", "shards": 0, "rows": 0, "bytes": 0, "scanned": 0}
+            return _Found({}, index, Ends(*np.empty((2, 0))))
+        searched = self.indexes.get(_row_scale(prepared))
         both_ends = np.stack([prepared.search, -prepared.search])
-        ids_QK, scores_QK = index.search(both_ends, depth, allowed=allowed, excluded=self.deleted)
+        ids_QK, scores_QK = searched.search(both_ends, depth, allowed=allowed, excluded=self.deleted)
         values = {
             int(id_): float(sign * score)
             for ids, scores, sign in zip(ids_QK, scores_QK, (1, -1), strict=True)
             for id_, score in zip(ids, scores, strict=True)
             if id_ >= 0
         }
+        rare = self._rare(prepared, options, allowed, list(values))
+        values |= rare
         if options.rerank and not options.exact:
             values = self._rerank(prepared, values)
         highest, lowest = (scores[ids >= 0] for ids, scores in zip(ids_QK, scores_QK, strict=True))
-        return values, index.describe(), Ends(highest, -lowest)
+        return _Found(values, searched.describe(), Ends(highest, -lowest), len(rare))
+
+    def _rare(
+        self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None, known: list[int]
+    ) -> dict[int, float]:
+        """The sketch's values of further candidates, which share rare tokens with the query (index/rare_scan.py)."""
+        num_more = math.ceil(RARE_SHARE * options.rerank)
+        if not num_more:
+            return {}
+        ids, values = rare_candidates(
+            self.segments,
+            prepared.search,
+            prepared.outside,
+            num_more,
+            row_scale=_row_scale(prepared),
+            allowed=allowed,
+            excluded=np.union1d(self.deleted, np.array(known, np.int64)),
+        )
+        return dict(zip(ids.tolist(), values.tolist(), strict=True))
 
     def _place(self, sample_id: int) -> tuple[Segment, int]:
         segment = self.segments[int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1]

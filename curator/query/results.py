@@ -46,6 +46,7 @@ class How:
     damping: float | None
     tier: str  # sketch, factors or exact: where the values of the items shown come from
     candidates: int  # samples that were looked at closer than the sketch
+    rare_candidates: int  # of those, what rare tokens shared with the query have added to what the sketch found
     index: dict[str, Any]
     num_samples: int  # in the space, not deleted
     num_eligible: int  # of those, what `where` admits

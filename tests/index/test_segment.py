@@ -89,7 +89,7 @@ def fixed_arrays() -> SegmentArrays:
 
 def test_the_format_is_safetensors_with_these_bytes(tmp_path: Path) -> None:
     """Golden bytes: if these change, stores that exist cannot be read: raise the version in FORMAT instead."""
-    sketches, _ = write_segment(tmp_path, fixed_arrays())
+    sketches, *_ = write_segment(tmp_path, fixed_arrays())
     assert sketches.sha256 == "ec93e3e258ccc3c5d006d3f2b51fc64b5472376e0ec9fe42a1f2a026912a1f62"
     tensors = load_file(tmp_path / "sketches.safetensors")
     np.testing.assert_array_equal(tensors["sketches"], np.array([[0.5, -1], [0, 0]], np.float16))
