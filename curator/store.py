@@ -3,7 +3,7 @@
     store/
       curator.db           spaces, datasets, samples, segments, quarantine (or another database, by URL)
       spaces/<fp>/         projection.safetensors and space.json
-      segments/<name>/     sketches.safetensors and factors.safetensors, written once
+      segments/<name>/     sketches, factors, rare_tokens (.safetensors), written once
       indexes/<fp>/...     FAISS files: a cache
       tmp/                 what is being written; swept when the next writer starts
       LOCK                 held by the one writer

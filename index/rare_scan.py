@@ -16,7 +16,7 @@ import torch
 from index.scan import RowScale, eligible, exact_values, row_factors
 from index.segment import Segment
 
-__all__ = ["rare_candidates"]
+__all__ = ["query_tokens", "rare_candidates"]
 
 QUERY_TOKENS = 1024  # of a query that are looked up: those where most of it lies outside the sketch
 POOL = 4  # samples whose sketches are read, for each that is asked for
@@ -37,7 +37,7 @@ def rare_candidates(
     They are the k with the highest and the k with the lowest sum of sketch value and gain. query float32 [D] and
     outside float32 [V, F] are the query inside and outside of the sketch; the rest is as for `scan.top_k`.
     """
-    tokens = _tokens(outside)
+    tokens = query_tokens(outside)
     matrix = outside[torch.from_numpy(tokens)].numpy()
     ids, gains = np.empty(0, np.int64), np.empty(0, np.float32)
     for segment in segments:
@@ -56,7 +56,8 @@ def rare_candidates(
     return ids[kept], values[kept]
 
 
-def _tokens(outside: torch.Tensor) -> np.ndarray:
+def query_tokens(outside: torch.Tensor) -> np.ndarray:
+    """Return ascending int64 [n]: the tokens where most of a query lies outside the sketch."""
     lengths = torch.linalg.vector_norm(outside, dim=1)
     found = lengths.topk(min(QUERY_TOKENS, len(lengths))).indices.sort().values
     return found[lengths[found] > 0].cpu().numpy()

@@ -32,7 +32,7 @@ from curator.query import Answering, Query, QueryOptions
 from curator.types import EncodedSample, Sample
 from curator.value import METHODS, Method, PreparedQuery, Ranks, calibrate
 from index.factors import QuantizedFactors
-from index.rare_scan import POOL
+from index.rare_scan import POOL, query_tokens
 from index.rare_tokens import RareTokens, rare_tokens
 from index.scan import row_factors
 from index.segment import FORMAT
@@ -115,6 +115,15 @@ class Bench:
             return self.raw[:, number] / self.exact_norms / prepared.norm
         return self.raw[:, number] - self.sketches @ prepared.taken.astype(np.float64)
 
+    def rescored(self, prepared: PreparedQuery, gains: np.ndarray, num: int) -> Values:
+        """The num candidates at each end with the highest and the lowest sums of sketch value and gain [N]."""
+        scale = row_factors(self.norms, "inverse_norm" if prepared.is_cosine else "none")
+        values = (self.sketches @ prepared.search) * scale
+        order = np.argsort(values + gains * scale)
+        chosen = np.union1d(order[:num], order[-num:])
+        found = dict(zip(self.ids[chosen].tolist(), values[chosen].tolist(), strict=True))
+        return self.answering._rerank(prepared, found)
+
     def engine(self, share: float, rerank: int, lists: list[RareTokens] | None = None, **settings: Any) -> Way:
         """What the engine finds, with lists for a share of `rerank`: its own, or others."""
 
@@ -146,7 +155,25 @@ def ways(bench: Bench) -> None:
     compared = {"sketch": bench.engine(0, rerank), "sketch, more candidates": bench.engine(0, more)}
     for buckets, rank in ((128, 8), (1024, 8)):
         compared[f"sketch and {buckets} x {rank} hashed"] = HashedBlock(bench, buckets, rank).find
+    compared["sums of sketch and lists"] = sums(bench, rerank)
+    compared["sums of sketch and lists, more candidates"] = sums(bench, more)
     bench.table(compared | {"sketch and lists": bench.engine(0.25, rerank)})
+
+
+def sums(bench: Bench, num: int) -> Way:
+    """The alternative to a share for the lists: the gains are added to the sketch's values, and num sums are taken."""
+
+    def find(_: Method, prepared: PreparedQuery) -> Values:
+        tokens = query_tokens(prepared.outside)
+        matrix, gains = prepared.outside[torch.from_numpy(tokens)].numpy(), []
+        for segment in bench.answering.segments:
+            gains.append(np.zeros(segment.num_samples))
+            if segment.rare_tokens is not None:
+                rows, found = segment.rare_tokens.lookup(tokens, matrix)
+                gains[-1][rows] = found
+        return bench.rescored(prepared, np.concatenate(gains), num)
+
+    return find
 
 
 def sweep(bench: Bench, folder: Path) -> None:
@@ -200,14 +227,10 @@ class HashedBlock:
 
     def find(self, _: Method, prepared: PreparedQuery) -> Values:
         """The candidates with the highest and the lowest sums of both parts, rescored."""
-        bench, query = self.bench, np.zeros(self.blocks.shape[1:], np.float32)
+        query = np.zeros(self.blocks.shape[1:], np.float32)
         np.add.at(query, self.bucket, self.sign[:, None] * prepared.outside[:, : self.rank].numpy())
-        scale = row_factors(bench.norms, "inverse_norm" if prepared.is_cosine else "none")
-        values = (bench.sketches @ prepared.search) * scale
-        order = np.argsort(values + (self.blocks.reshape(len(bench.ids), -1) @ query.ravel()) * scale)
-        chosen = np.union1d(order[: bench.args.rerank], order[-bench.args.rerank :])
-        found = dict(zip(bench.ids[chosen].tolist(), values[chosen].tolist(), strict=True))
-        return bench.answering._rerank(prepared, found)
+        gains = self.blocks.reshape(len(self.blocks), -1) @ query.ravel()
+        return self.bench.rescored(prepared, gains, self.bench.args.rerank)
 
 
 def describe(curator: Curator) -> None:

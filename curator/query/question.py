@@ -33,7 +33,7 @@ class Question(TypedDict, total=False):
     damping: float  # of preconditioned; 10
     top: int  # helpful samples in the answer; 10
     harmful: int  # harmful ones; 10
-    rerank: int  # candidates at each end that are rescored from their factors; 100
+    rerank: int  # candidates at each end that are rescored from their factors; 100, and a quarter more for rare labels
     exact: bool  # rescore the candidates by running them through the model
     tokens: bool  # split the value of each item over its tokens
 
