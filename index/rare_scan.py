@@ -18,7 +18,7 @@ from index.segment import Segment
 
 __all__ = ["query_tokens", "rare_candidates"]
 
-QUERY_TOKENS = 1024  # of a query that are looked up: those where most of it lies outside the sketch
+QUERY_TOKENS = 256  # of a query that are looked up: those where most of it lies outside the sketch
 POOL = 4  # samples whose sketches are read, for each that is asked for
 
 

@@ -30,7 +30,7 @@ from index.stored import MappedTensors
 __all__ = ["RARE_RANK", "RARE_TOKENS_FILE", "RareTokens", "rare_tokens"]
 
 RARE_TOKENS_FILE = "rare_tokens.safetensors"
-RARE_SHARE = 0.01  # of a segment's samples
+RARE_SHARE = 0.1  # of a segment's samples
 RARE_SAMPLES = 16
 RARE_RANK = 8
 _DTYPES = {"tokens": ("uint32", 1), "starts": ("int64", 1), "rows": ("uint32", 1), "scales": ("float32", 1)}
