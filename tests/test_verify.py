@@ -26,7 +26,7 @@ def test_a_sound_store(asked: Curator):
     found = asked.verify()
     assert found["problems"] == []
     assert (found["spaces"], found["samples"]) == (1, SIZE)
-    assert found["files"] == 1 + 2 * found["segments"]
+    assert found["files"] == 1 + 3 * found["segments"]
     folders = [asked.path / "segments", asked.path / "spaces"]
     assert found["bytes"] == sum(p.stat().st_size for f in folders for p in f.rglob("*.safetensors"))
 
