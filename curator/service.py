@@ -17,9 +17,17 @@ from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, UsageError
 from curator.metadata.samples import delete_where, restore_where
+from curator.metadata.saved_queries import (
+    delete_query,
+    find_query,
+    history_of_tops,
+    saved_queries,
+    spaces_of_query,
+    tops_of,
+)
 from curator.metadata.spaces import find_space
 from curator.metadata.summary import datasets_of, quarantined_rows, spaces_of
-from curator.metadata.tables import Sample, Space
+from curator.metadata.tables import Sample, SavedQuery, Space
 from curator.metadata.tables import Segment as SegmentRow
 from curator.store import DATABASE_URL, Store
 from curator.types import Fields
@@ -27,9 +35,9 @@ from curator.types import Fields
 if TYPE_CHECKING:
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
-    from curator.query import Answering, Asked, Query, QueryInput, QueryResult, Question
+    from curator.query import Answering, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
-    from curator.space import LoadedModel
+    from curator.space import ModelOfSpace
 
 __all__ = ["Curator"]
 
@@ -49,7 +57,7 @@ class Curator:
         self._store = store
         self._device = device
         self.unanswered: list[str] = []  # queries of the last `each` or `by` that had nothing to value against
-        self._loaded: tuple[int, LoadedModel] | None = None
+        self._loaded: tuple[tuple[int, str | None], ModelOfSpace] | None = None
         self._answering: tuple[tuple[Any, ...], Answering] | None = None
 
     @classmethod
@@ -137,7 +145,20 @@ class Curator:
         if not report.is_interrupted:
             with self._store.session() as session:
                 refresh_indexes(self._store, session, find_space(session, report.space))
+            if report.added:
+                self._record_tops(report.space)
         return report
+
+    def _record_tops(self, space: str) -> None:
+        """What the grown corpus answers to the saved queries that its space knows."""
+        from curator.query import record_tops
+
+        with self._store.session() as session:
+            if not saved_queries(session):
+                return
+        with self._asking(space, None) as answering, self._store.writing():
+            record_tops(answering)
+            answering.session.commit()
 
     def queries(self, **question: Unpack[Question]) -> Iterator[QueryResult]:
         """Answers one query after another: one for all of `data`, one a row (`each`) or one a group (`by`).
@@ -150,7 +171,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
-        with self._asking(asked) as answering:
+        with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 try:
                     result = answering.answer(query, options)
@@ -181,7 +202,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
-        with self._asking(asked) as answering:
+        with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 name = {"query": query.name} if given.each or given.by else {}
                 try:
@@ -201,6 +222,41 @@ class Curator:
         from curator.export import write_values
 
         return write_values(Path(out), self.values(**question))
+
+    def save_query(self, name: str, *, replace: bool = False, **question: Unpack[Question]) -> dict[str, Any]:
+        """Keeps a query under a name: asked again (saved=name, expr="name - 0.5 * other"), it needs no model.
+
+        Of the question, what makes the query and its space counts; the rest is given anew with each answer. Returns it
+        as `saved_queries` lists it. Raises UsageError for a name that is no identifier, or taken without `replace`.
+        """
+        from curator.query import parts_of, read_queries, save_query
+
+        given, asked, _ = parts_of(question)
+        if given.each or given.by:
+            raise UsageError("a saved query is one query: leave --each and --by out")
+        query = next(read_queries(given))
+        with self._asking(asked.space, asked.model) as answering, self._store.writing():
+            row = save_query(answering, name, query, is_replaced=replace)
+            answering.session.commit()
+            return {**_described(row), "spaces": [answering.space.fingerprint]}
+
+    def saved_queries(self) -> list[dict[str, Any]]:
+        """The saved queries by name: name, query (its description), num_samples, num_tokens, created_at, spaces."""
+        with self._store.session() as session:
+            return [{**_described(row), "spaces": spaces_of_query(session, row)} for row in saved_queries(session)]
+
+    def query_history(self, name: str) -> list[dict[str, Any]]:
+        """Both ends of a saved query's answer (raw, reranked) when it was saved and after each ingest, oldest first.
+
+        Each with "created_at", "space", "num_samples", "helpful", "harmful" and, from the second of a space on,
+        "entered" and "left": {"helpful": keys, "harmful": keys}. Raises NotFoundError.
+        """
+        with self._store.session() as session:
+            return history_of_tops(tops_of(session, find_query(session, name)))
+
+    def delete_query(self, name: str) -> None:
+        """Forgets a saved query with its history. Raises NotFoundError."""
+        self._change(lambda session: delete_query(session, find_query(session, name)))
 
     def delete(self, where: str) -> int:
         """Deletes the samples that match a filter; no answer returns them from now on. Returns how many."""
@@ -273,14 +329,15 @@ class Curator:
             return result
 
     @contextmanager
-    def _asking(self, asked: Asked) -> Iterator[Answering]:
-        from curator.space import load_for_query
+    def _asking(self, space_named: str | None, model: str | None) -> Iterator[Answering]:
+        from curator.space import ModelOfSpace
         from index.errors import FaissMissingError, StoredFileError
 
         with self._store.session() as session:
-            space = find_space(session, asked.space)
-            if self._loaded is None or self._loaded[0] != space.id:
-                self._loaded = (space.id, load_for_query(space, device=self._device.split(",")[0], model=asked.model))
+            space = find_space(session, space_named)
+            if self._loaded is None or self._loaded[0][0] != space.id or model not in (None, self._loaded[0][1]):
+                self._answering = None
+                self._loaded = (space.id, model), ModelOfSpace(space, device=self._device.split(",")[0], model=model)
             answering = self._answering_now(session, space, self._loaded[1])
             try:
                 yield answering
@@ -289,7 +346,7 @@ class Curator:
             except FaissMissingError as error:
                 raise CuratorError(str(error)) from error
 
-    def _answering_now(self, session: Session, space: Space, loaded: LoadedModel) -> Answering:
+    def _answering_now(self, session: Session, space: Space, loaded: ModelOfSpace) -> Answering:
         """The state of the store as it is, opened once and kept until it changes."""
         from curator.query import Answering
 
@@ -299,7 +356,7 @@ class Curator:
             answering: Answering | None = None
             failure: IntegrityError | None = None
             try:
-                answering = Answering(self._store, session, space, loaded.lm, loaded.encoder, former)
+                answering = Answering(self._store, session, space, loaded, former)
             except IntegrityError as error:
                 failure = error
             session.rollback()  # a new look: another process may have compacted or refitted in between
@@ -311,6 +368,16 @@ class Curator:
             self._answering = (state, answering)
         self._answering[1].session = session
         return self._answering[1]
+
+
+def _described(row: SavedQuery) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "query": row.description,
+        "num_samples": row.num_samples,
+        "num_tokens": row.num_tokens,
+        "created_at": row.created_at.isoformat(),
+    }
 
 
 def _generation(session: Session, space: Space) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ import click
 from curator import __version__
 from curator.cli.ingest import ingest
 from curator.cli.printable import printable
+from curator.cli.queries import queries
 from curator.cli.query import query, values
 from curator.cli.refit import refit
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
@@ -35,7 +36,21 @@ def cli() -> None:
     """
 
 
-for command in (ingest, query, values, status, quarantined, delete, restore, compact, refit, verify, doctor, db):
+for command in (
+    ingest,
+    query,
+    queries,
+    values,
+    status,
+    quarantined,
+    delete,
+    restore,
+    compact,
+    refit,
+    verify,
+    doctor,
+    db,
+):
     cli.add_command(command)
 
 

@@ -27,8 +27,9 @@ def show(result: QueryResult, console: Console | None = None) -> None:
 
 
 def _query_text(query: dict[str, Any]) -> str:
-    if "text" in query:
-        what = query["text"]
+    named = query.get("text") or query.get("saved") or query.get("expr")
+    if named:
+        what = named
     elif "prompt" in query:
         what = f"{query['prompt']}{query['response']}"
     else:

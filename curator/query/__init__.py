@@ -5,6 +5,7 @@ from curator.query.indexes import refresh_indexes
 from curator.query.inputs import Query, QueryInput, read_queries
 from curator.query.question import Asked, Question, parts_of
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
+from curator.query.saved import record_tops, save_query
 from curator.query.values import value_rows
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "TokenValue",
     "parts_of",
     "read_queries",
+    "record_tops",
     "refresh_indexes",
+    "save_query",
     "value_rows",
 ]

@@ -15,11 +15,13 @@ from sqlalchemy.orm import Session
 from curator.errors import CuratorError, EmptyQueryError, IntegrityError, UsageError
 from curator.metadata.samples import count_elsewhere, deleted_ids, live_ids, rows_by_id
 from curator.metadata.tables import Space
-from curator.models import CausalLM, CountedHidden, Encoder
+from curator.models import CountedHidden
 from curator.query.indexes import SpaceIndexes
 from curator.query.inputs import Query
 from curator.query.percentiles import Corpus, Distribution, Ends
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
+from curator.query.saved import represent_saved
+from curator.space import ModelOfSpace
 from curator.store import Store
 from curator.types import EncodedSample, Sample
 from curator.value import (
@@ -29,6 +31,7 @@ from curator.value import (
     Method,
     PreparedQuery,
     QueryGradient,
+    QueryRepresentation,
     prepare,
     represent,
 )
@@ -75,31 +78,48 @@ class Answering:
         store: Store,
         session: Session,
         space: Space,
-        lm: CausalLM,
-        encoder: Encoder,
+        model: ModelOfSpace,
         former: "Answering | None" = None,
     ):
         """`former` answered before the store changed: index shards that still fit are taken over from it."""
-        self.store, self.session, self.space, self.lm, self.encoder = store, session, space, lm, encoder
-        self.projection: Projection = store.projection(space).to(lm.device)
+        self.store, self.session, self.space, self.model = store, session, space, model
+        self.projection: Projection = store.projection(space).to(model.device)
         self.segments = store.segments(session, space.id)
         self.deleted = deleted_ids(session, space.id)
         self.corpus = Corpus(self.segments, self.deleted)
         self.num_elsewhere = count_elsewhere(session, space.id)
-        self.forward = Forward(lm)
+        self._forward: Forward | None = None
         self._first_ids = np.array([s.ids[0] for s in self.segments if s.num_samples], dtype=np.int64)
         self.indexes: SpaceIndexes = SpaceIndexes(
-            store, space, self.segments, lm.device, former.indexes if former else None
+            store, space, self.segments, model.device, former.indexes if former else None
         )
 
-    def prepare(self, query: Query, method: Method, damping: float) -> tuple[PreparedQuery, dict[str, Any]]:
-        """The query's gradient under a method, and what the answer says about the query."""
-        results = self.encoder.encode(query.samples)
+    @property
+    def forward(self) -> Forward:
+        """The forward pass; the model is loaded by the first."""
+        if self._forward is None:
+            self._forward = Forward(self.model.lm)
+        return self._forward
+
+    def prepare(
+        self, query: Query, method: Method, damping: float, *, exact: bool = False
+    ) -> tuple[PreparedQuery, dict[str, Any]]:
+        """The query under a method, and what the answer says about the query. `exact`: with its whole gradient."""
+        if query.saved:
+            represented, description = represent_saved(self, query.saved, is_whole=exact)
+        else:
+            represented, description = self.represent(query)
+        return prepare(represented, self.projection, method, damping), query.description | description
+
+    def represent(self, query: Query) -> tuple[QueryRepresentation, dict[str, Any]]:
+        """The mean of a query's samples, run through the model, and their counts."""
+        encoder = self.model.encoder
+        results = encoder.encode(query.samples)
         encoded = [item for item in results if isinstance(item, EncodedSample)]
         problems = [bad.reason for bad in query.skipped] + [item for item in results if isinstance(item, str)]
         if not encoded:
             raise EmptyQueryError(f"the query has no counted token: {problems[-1]}")
-        gradient = QueryGradient(self.lm.head)
+        gradient = QueryGradient(self.model.lm.head)
         for batch in self.forward.hidden(encoded):
             gradient.add(batch)
         too_large = len(encoded) - gradient.num_samples
@@ -107,20 +127,17 @@ class Answering:
             problems += ["out of memory: a sample does not fit alone"] * too_large
         if not gradient.num_samples:
             raise EmptyQueryError(f"no sample of the query can be run: {problems[-1]}")
-        prepared = prepare(gradient.mean(), self.projection, method, damping)
-        description = {
-            **query.description,
+        return QueryRepresentation.of(gradient.mean(), self.projection), {
             "num_samples": gradient.num_samples,
             "num_tokens": gradient.num_tokens,
             "num_skipped": len(problems),
             "num_truncated": sum(sample.is_truncated for sample in encoded),
         }
-        return prepared, description
 
     def answer(self, query: Query, options: QueryOptions) -> QueryResult:
         """The most helpful and most harmful samples for a query."""
         started = time.perf_counter()
-        prepared, description = self.prepare(query, options.method, options.damping)
+        prepared, description = self.prepare(query, options.method, options.damping, exact=options.exact)
         allowed = None if options.where is None else live_ids(self.session, self.space.id, options.where)
         values, found_by, known = self._search(prepared, options, allowed)
         if options.exact:
@@ -197,7 +214,7 @@ class Answering:
         values: dict[int, float] = {}
 
         def work(batch: Sequence[EncodedSample]) -> np.ndarray:
-            return self._exact_of(prepared, self.lm.hidden(batch))
+            return self._exact_of(prepared, self.model.lm.hidden(batch))
 
         for batch, found in self.forward.run(encoded, work):
             if found is None:
@@ -210,14 +227,16 @@ class Answering:
     @torch.inference_mode()
     def _exact_of(self, prepared: PreparedQuery, hidden: CountedHidden) -> np.ndarray:
         """<G_i, gradient> - taken . sketch_i of each sample of a batch, float64 [B]; G_i is never formed."""
-        block = max(1, MAX_ELEMENTS // self.lm.head.vocab_size)
+        assert prepared.gradient is not None
+        head = self.model.lm.head
+        block = max(1, MAX_ELEMENTS // head.vocab_size)
         per_token = [
-            ((self.lm.head.errors(states, labels)[0] @ prepared.gradient) * states.float()).double().sum(1)
+            ((head.errors(states, labels)[0] @ prepared.gradient) * states.float()).double().sum(1)
             for states, labels in zip(hidden.hidden.split(block), hidden.labels.split(block), strict=True)
         ]
         values = np.array([part.sum().item() for part in torch.cat(per_token).split(hidden.counts)])
         if prepared.taken.any():
-            parts = represent(hidden, self.lm.head, self.projection)
+            parts = represent(hidden, head, self.projection)
             values -= np.array([float(part.sketch.astype(np.float64) @ prepared.taken) for part in parts])
         return values
 
@@ -225,7 +244,7 @@ class Answering:
         rows = rows_by_id(self.session, ids)
         samples = [Sample(text=r.text, prompt=r.prompt, response=r.response) for r in (rows[i][0] for i in ids)]
         encoded = []
-        for id_, item in zip(ids, self.encoder.encode(samples), strict=True):
+        for id_, item in zip(ids, self.model.encoder.encode(samples), strict=True):
             if isinstance(item, str):
                 raise IntegrityError(f"sample {id_} was valued and cannot be encoded now: {item}; run: curator verify")
             encoded.append(item)
@@ -263,7 +282,7 @@ class Answering:
         factors = segment.factors(row)
         values = token_values(factors, prepared.tokens)
         values = values * row_factors(segment.norms[row : row + 1], _row_scale(prepared))
-        texts = self.encoder.token_texts(factors.labels.tolist())
+        texts = self.model.encoder.token_texts(factors.labels.tolist())
         return [TokenValue(text, float(value)) for text, value in zip(texts, values, strict=True)]
 
     @staticmethod

@@ -14,7 +14,7 @@ __all__ = ["Asked", "Question", "parts_of"]
 
 
 class Question(TypedDict, total=False):
-    """What to value against, where, and how. Everything has a default but one of text, prompt + response, or data."""
+    """What to value against, where, and how. One of text, prompt + response, data, saved or expr is needed."""
 
     text: str | None  # value against this text
     prompt: str | None  # or against a response to this prompt; only the response's tokens count
@@ -26,6 +26,8 @@ class Question(TypedDict, total=False):
     id_field: str | None
     each: bool  # one answer for every row of data
     by: str | None  # one answer for every value of this column of data
+    saved: str | None  # or against a saved query
+    expr: str | None  # or against an expression over saved queries: "good - 0.5 * bad"
     space: str | None  # the beginning of a fingerprint; the newest space
     model: str | None  # where the space's model lies now, if it has moved
     where: str | None  # only samples that match this filter
@@ -68,6 +70,8 @@ def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
         ),
         question.get("each", False),
         question.get("by"),
+        question.get("saved"),
+        question.get("expr"),
     )
     options = QueryOptions(**{name: value for name, value in question.items() if name in _OPTIONS})  # type: ignore[arg-type]
     return given, Asked(question.get("space"), question.get("model")), options
