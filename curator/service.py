@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, UsageError
-from curator.metadata.samples import delete_where, restore_where
+from curator.metadata.samples import delete_where, find_sample, restore_where
 from curator.metadata.saved_queries import (
     delete_query,
     find_query,
@@ -35,7 +35,7 @@ from curator.types import Fields
 if TYPE_CHECKING:
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
-    from curator.query import Answering, Query, QueryInput, QueryResult, Question
+    from curator.query import Answering, Explanation, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
     from curator.space import ModelOfSpace
 
@@ -190,6 +190,23 @@ class Curator:
         if question.get("each") or question.get("by"):
             raise UsageError("each and by make several answers: use Curator.queries")
         return next(iter(self.queries(**question)))
+
+    def explain(self, sample: int | str, *, pairs: int = 20, **question: Unpack[Question]) -> Explanation:
+        """Why a sample (its id or key) has its value for a query: parts by token on both sides, and by pair of tokens.
+
+        From what is stored; with `exact`, the sample is run through the model. The query's samples always are. Of the
+        question, what makes the query, its space, method, damping and `exact` count. Raises NotFoundError for no such
+        sample, UsageError for a key that several datasets have.
+        """
+        from curator.query import explain, parts_of, read_queries
+
+        given, asked, options = parts_of(question)
+        if given.each or given.by:
+            raise UsageError("one query is explained at a time: leave --each and --by out")
+        query = next(read_queries(given))
+        with self._asking(asked.space, asked.model) as answering:
+            id_ = find_sample(answering.session, answering.space.id, sample)
+            return explain(answering, id_, query, options, num_pairs=pairs)
 
     def values(self, **question: Unpack[Question]) -> Iterator[dict[str, Any]]:
         """{"id", "key", "value"} of every sample for one query, streamed in order of ids, at the sketch tier.

@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-__all__ = ["field_options", "json_option", "model_options", "query_options", "saved_options", "store_option"]
+__all__ = [
+    "field_options",
+    "json_option",
+    "method_options",
+    "model_options",
+    "query_options",
+    "saved_options",
+    "store_option",
+]
 
 Command = Callable[..., Any]
 
@@ -50,11 +58,7 @@ asked_options = _all(
     click.option("--expr", metavar="E", help="""Value against saved queries, as in: "good - 0.5 * bad"."""),
     field_options,
 )
-saved_options = _all(asked_options, _space, model_options)
-query_options = _all(
-    asked_options,
-    click.option("--each", is_flag=True, help="One answer for every row of --data."),
-    click.option("--by", metavar="COLUMN", help="One answer for every value of this column of --data."),
+method_options = _all(
     click.option(
         "--method",
         type=click.Choice(["raw", "cosine", "preconditioned"]),
@@ -63,6 +67,13 @@ query_options = _all(
         help="raw: the paper's value. cosine: free of length. preconditioned: an influence function of the last layer.",
     ),
     click.option("--damping", type=float, default=10.0, show_default=True, help="Larger is nearer to raw."),
+)
+saved_options = _all(asked_options, _space, model_options)
+query_options = _all(
+    asked_options,
+    click.option("--each", is_flag=True, help="One answer for every row of --data."),
+    click.option("--by", metavar="COLUMN", help="One answer for every value of this column of --data."),
+    method_options,
     click.option("--where", metavar="FILTER", help="""Only samples like: label = "x" and num_tokens < 200"""),
     _space,
     model_options,

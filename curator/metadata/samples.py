@@ -8,6 +8,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from curator.errors import NotFoundError, UsageError
 from curator.metadata.tables import Dataset, Sample, Segment
 from curator.metadata.where import compile_where, field_names
 from curator.metadata.where_meta import is_absent
@@ -19,6 +20,7 @@ __all__ = [
     "datasets_by_id",
     "delete_where",
     "deleted_ids",
+    "find_sample",
     "has_deleted",
     "keys_between",
     "keys_taken",
@@ -92,6 +94,24 @@ def rows_by_id(session: Session, ids: Sequence[int]) -> dict[int, tuple[Sample, 
             sa.select(Sample, Dataset.name).join(Dataset, Sample.dataset_id == Dataset.id).where(Sample.id.in_(some))
         )
     }
+
+
+def find_sample(session: Session, space_id: int, name: int | str) -> int:
+    """The id of the space's sample with this id (an int, or digits that are no key) or key; not deleted.
+
+    Raises NotFoundError for none, and UsageError for a key that samples of several datasets bear.
+    """
+    live = (Sample.space_id == space_id, Sample.deleted_at.is_(None))
+    query = sa.select(Sample.id, Dataset.name).join(Dataset, Sample.dataset_id == Dataset.id).where(*live)
+    rows = session.execute(query.where(Sample.key == name)).all() if isinstance(name, str) else []
+    if not rows and (isinstance(name, int) or (name.isascii() and name.isdigit() and len(name) < 19)):
+        rows = session.execute(query.where(Sample.id == int(name))).all()
+    if not rows:
+        raise NotFoundError(f"no sample with key or id {name!r} in this space, or it is deleted")
+    if len(rows) > 1:
+        found = ", ".join(f"{row.id} ({row.name})" for row in rows)
+        raise UsageError(f"several samples have the key {name!r}; give an id: {found}")
+    return int(rows[0].id)
 
 
 def datasets_by_id(session: Session, ids: Sequence[int]) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """Queries: what to value against, the answer, and the value of every sample."""
 
 from curator.query.answer import Answering, QueryOptions
+from curator.query.explain import Explanation, explain
 from curator.query.indexes import refresh_indexes
 from curator.query.inputs import Query, QueryInput, read_queries
 from curator.query.question import Asked, Question, parts_of
@@ -11,6 +12,7 @@ from curator.query.values import value_rows
 __all__ = [
     "Answering",
     "Asked",
+    "Explanation",
     "How",
     "Query",
     "QueryInput",
@@ -19,6 +21,7 @@ __all__ = [
     "Question",
     "ScoredSample",
     "TokenValue",
+    "explain",
     "parts_of",
     "read_queries",
     "record_tops",

@@ -194,6 +194,31 @@ class Answering:
         segment = self.segments[int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1]
         return segment, int(np.searchsorted(segment.ids, sample_id))
 
+    def factors_of(self, sample_id: int) -> QuantizedFactors:
+        """A sample's stored factors."""
+        segment, row = self._place(sample_id)
+        return segment.factors(row)
+
+    def norm_of(self, sample_id: int) -> float:
+        """A sample's ||G||."""
+        segment, row = self._place(sample_id)
+        return float(segment.norms[row])
+
+    def run(self, ids: list[int]) -> CountedHidden:
+        """Stored samples, run through the model again in one batch."""
+        return self.model.lm.hidden(self._encode_again(ids))
+
+    def value_of(self, prepared: PreparedQuery, sample_id: int, *, exact: bool) -> float:
+        """One sample's value, as a query would answer it at that tier."""
+        if exact:
+            return self._exact(prepared, [sample_id])[sample_id]
+        segment, row = self._place(sample_id)
+        sketch = segment.sketches(row, row + 1)[0].astype(np.float64)
+        inside = float(sketch @ prepared.search) * float(
+            row_factors(segment.norms[row : row + 1], _row_scale(prepared))[0]
+        )
+        return self._rerank(prepared, {sample_id: inside})[sample_id]
+
     def _rerank(self, prepared: PreparedQuery, values: dict[int, float]) -> dict[int, float]:
         """Adds what lies outside the sketch, from the candidates' factors (index/factors.py)."""
         if not values:
