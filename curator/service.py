@@ -5,8 +5,9 @@ Opening a store, status, delete and restore need no torch (2 s to import), so ve
 
 from __future__ import annotations  # the types of what is imported late
 
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -35,8 +36,9 @@ from curator.types import Fields
 if TYPE_CHECKING:
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
-    from curator.query import Answering, Explanation, Query, QueryInput, QueryResult, Question
+    from curator.query import Answering, Explanation, OneQuestion, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
+    from curator.select import Selection
     from curator.space import ModelOfSpace
 
 __all__ = ["Curator"]
@@ -207,6 +209,47 @@ class Curator:
         with self._asking(asked.space, asked.model) as answering:
             id_ = find_sample(answering.session, answering.space.id, sample)
             return explain(answering, id_, query, options, num_pairs=pairs)
+
+    def select(
+        self,
+        *,
+        ratio: float | None = None,
+        count: int | None = None,
+        budget_tokens: int | None = None,
+        min_value: float | None = None,
+        min_percentile: float | None = None,
+        by: str | None = None,
+        each: int | None = None,
+        diverse: bool = False,
+        seed: int = 0,
+        out: str | Path | None = None,
+        command: str | None = None,
+        on_progress: Callable[[int], None] = lambda taken: None,
+        **question: Unpack[OneQuestion],
+    ) -> Selection:
+        """The subset worth training on: the samples of highest value for a query, within all limits that are given.
+
+        `ratio` of the samples that `where` admits, `count`, `budget_tokens`, `min_value`, `min_percentile`, at most
+        `each` of every value of the field `by`; at least one of them. `diverse` takes the subset whose summed sketches
+        best follow the query (index/matching.py), so that a copy is worth less than the first. `out` writes the samples
+        with their original columns, value and rank: a .jsonl or .parquet file, or a directory for
+        datasets.load_dataset, with a manifest. Raises UsageError, FilterError, and as `queries` does.
+        """
+        from curator.query import parts_of, read_queries
+        from curator.select import Limits, select, write_selection
+
+        limits = Limits(ratio, count, budget_tokens, min_value, min_percentile, each, by)
+        given, asked, options = parts_of({**question})
+        query = next(read_queries(given))
+        with self._asking(asked.space, asked.model) as answering:
+            selection = select(
+                answering, query, options, limits, is_diverse=diverse, seed=seed, on_progress=on_progress
+            )
+            if out is None:
+                return selection
+            session, space = answering.session, answering.space
+            write_selection(session, space, selection, Path(out), inputs=given.data, command=command)
+            return dataclasses.replace(selection, out=str(out))
 
     def values(self, **question: Unpack[Question]) -> Iterator[dict[str, Any]]:
         """{"id", "key", "value"} of every sample for one query, streamed in order of ids, at the sketch tier.

@@ -17,6 +17,7 @@ from curator.cli.printable import printable
 from curator.cli.queries import queries
 from curator.cli.query import query, values
 from curator.cli.refit import refit
+from curator.cli.select import select
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
 from curator.errors import CuratorError
 
@@ -38,7 +39,7 @@ def cli() -> None:
 
 
 for command in (
-    *(ingest, query, queries, explain, values, status, quarantined, delete, restore, compact, refit, verify),
+    *(ingest, query, queries, explain, select, values, status, quarantined, delete, restore, compact, refit, verify),
     *(doctor, db),
 ):
     cli.add_command(command)

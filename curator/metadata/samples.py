@@ -16,6 +16,7 @@ from curator.metadata.where_meta import is_absent
 __all__ = [
     "COLUMNS",
     "by_hash",
+    "condition",
     "count_elsewhere",
     "datasets_by_id",
     "delete_where",
@@ -138,7 +139,7 @@ def live_ids(session: Session, space_id: int, where: str | None = None) -> np.nd
         .order_by(Sample.id)
     )
     if where is not None:
-        query = query.where(_condition(session, where))
+        query = query.where(condition(session, where))
     return np.fromiter(session.scalars(query), dtype=np.int64)
 
 
@@ -205,10 +206,11 @@ def rows_changed(session: Session, statement: sa.Update | sa.Delete) -> int:
 
 
 def _chosen(session: Session, where: str, state: sa.ColumnElement[bool]) -> sa.Select[int]:
-    return sa.select(Sample.id).join(Dataset).where(state, _condition(session, where))
+    return sa.select(Sample.id).join(Dataset).where(state, condition(session, where))
 
 
-def _condition(session: Session, where: str) -> sa.ColumnElement[bool]:
+def condition(session: Session, where: str) -> sa.ColumnElement[bool]:
+    """What a filter states of samples joined with their datasets. Raises FilterError."""
     known = _meta_fields(session)
     # A field that only few samples have is not among those: ask for each name that the filter uses.
     for name in field_names(where) - known - COLUMNS.keys():

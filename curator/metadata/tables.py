@@ -100,6 +100,7 @@ class Dataset(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(sa.String(200), unique=True)
     next_row: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    fields: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON)  # the columns of its newest source, by role
     created_at: Mapped[datetime]
 
 

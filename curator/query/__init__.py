@@ -4,7 +4,7 @@ from curator.query.answer import Answering, QueryOptions
 from curator.query.explain import Explanation, explain
 from curator.query.indexes import refresh_indexes
 from curator.query.inputs import Query, QueryInput, read_queries
-from curator.query.question import Asked, Question, parts_of
+from curator.query.question import Asked, OneQuestion, Question, parts_of
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
 from curator.query.saved import record_tops, save_query
 from curator.query.values import value_rows
@@ -14,6 +14,7 @@ __all__ = [
     "Asked",
     "Explanation",
     "How",
+    "OneQuestion",
     "Query",
     "QueryInput",
     "QueryOptions",

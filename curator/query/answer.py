@@ -164,7 +164,10 @@ class Answering:
             percentiles=distribution.described,
             seconds=time.perf_counter() - started,
         )
-        return QueryResult(description, helpful, harmful, how, self._notes(query, description, how))
+        notes = self.notes(query, description, captured=how.captured)
+        if not how.num_eligible:
+            notes.append("no sample matches the filter" if how.where else "the space holds no sample")
+        return QueryResult(description, helpful, harmful, how, notes)
 
     def _search(
         self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None
@@ -311,18 +314,17 @@ class Answering:
         return [TokenValue(text, float(value)) for text, value in zip(texts, values, strict=True)]
 
     @staticmethod
-    def _notes(query: Query, description: dict[str, Any], how: How) -> list[str]:
+    def notes(query: Query, description: dict[str, Any], *, captured: float) -> list[str]:
+        """What a reader of any answer to the query should know of it, in words."""
         notes = []
         if description["num_skipped"]:
             first = query.skipped[0].reason if query.skipped else "no counted token"
             notes.append(f"{description['num_skipped']} rows of the query were skipped ({first})")
         if description["num_truncated"]:
             notes.append(f"{description['num_truncated']} samples of the query were truncated")
-        if not how.num_eligible:
-            notes.append("no sample matches the filter" if how.where else "the space holds no sample")
-        if how.captured < _LOW_CAPTURED:
+        if captured < _LOW_CAPTURED:
             notes.append(
-                f"the sketch sees only {how.captured:.0%} of this query: it is unlike the data that the space was "
+                f"the sketch sees only {captured:.0%} of this query: it is unlike the data that the space was "
                 "calibrated on; look deeper with --rerank 1000, or check with --exact"
             )
         return notes

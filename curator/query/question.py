@@ -10,10 +10,10 @@ from curator.query.inputs import QueryInput
 from curator.types import Fields
 from curator.value import Method
 
-__all__ = ["Asked", "Question", "parts_of"]
+__all__ = ["Asked", "OneQuestion", "Question", "parts_of"]
 
 
-class Question(TypedDict, total=False):
+class OneQuestion(TypedDict, total=False):
     """What to value against, where, and how. One of text, prompt + response, data, saved or expr is needed."""
 
     text: str | None  # value against this text
@@ -24,8 +24,6 @@ class Question(TypedDict, total=False):
     prompt_field: str | None
     response_field: str | None
     id_field: str | None
-    each: bool  # one answer for every row of data
-    by: str | None  # one answer for every value of this column of data
     saved: str | None  # or against a saved query
     expr: str | None  # or against an expression over saved queries: "good - 0.5 * bad"
     space: str | None  # the beginning of a fingerprint; the newest space
@@ -38,6 +36,13 @@ class Question(TypedDict, total=False):
     rerank: int  # candidates at each end that are rescored from their factors; 100
     exact: bool  # rescore the candidates by running them through the model
     tokens: bool  # split the value of each item over its tokens
+
+
+class Question(OneQuestion, total=False):
+    """The same, or several questions of one kind."""
+
+    each: bool  # one answer for every row of data
+    by: str | None  # one answer for every value of this column of data
 
 
 @dataclass(frozen=True)
