@@ -16,7 +16,7 @@ from tests.stores import CORPUS, QUESTION, SIZE, VALIDATION, add
 
 ITEM = {"id", "key", "dataset", "label", "value", "percentile", "text", "meta"}
 HOW = {
-    "space", "method", "damping", "tier", "candidates", "index", "num_samples", "num_eligible", "where", "captured",
+    "space", "method", "damping", "tier", "trust", "candidates", "index", "num_samples", "num_eligible", "where", "captured",
     "percentiles", "seconds",
 }  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]

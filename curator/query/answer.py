@@ -21,6 +21,7 @@ from curator.query.inputs import Query
 from curator.query.percentiles import Corpus, Distribution, Ends
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
 from curator.query.saved import represent_saved
+from curator.query.trust import Trust, bounds_of, check_end
 from curator.space import ModelOfSpace
 from curator.store import Store
 from curator.types import EncodedSample, Sample
@@ -58,9 +59,18 @@ class QueryOptions:
     rerank: int = 100  # candidates at each end that are rescored from their factors; 0: none
     exact: bool = False  # rescore the candidates by running them through the model
     tokens: bool = False  # split the value of each item over its tokens
+    trust: int = 0  # samples to run at random, half for each end, to tell how many of the true best are shown
+    certify: int = 0  # or samples to run at most at each end until the answer is certain
+
+    @property
+    def is_run(self) -> bool:
+        """Whether samples are run through the model for it."""
+        return bool(self.exact or self.trust or self.certify)
 
     def __post_init__(self) -> None:
-        for name in ("top", "harmful", "rerank"):
+        if self.trust and self.certify:
+            raise UsageError("--trust and --certify exclude each other: random samples, or the highest bounds first")
+        for name in ("top", "harmful", "rerank", "trust", "certify"):
             value = getattr(self, name)
             if not 0 <= value <= 10_000:
                 raise UsageError(f"--{name} must be 0 to 10,000, got {value}; for the whole corpus use: curator values")
@@ -137,7 +147,7 @@ class Answering:
     def answer(self, query: Query, options: QueryOptions) -> QueryResult:
         """The most helpful and most harmful samples for a query."""
         started = time.perf_counter()
-        prepared, description = self.prepare(query, options.method, options.damping, exact=options.exact)
+        prepared, description = self.prepare(query, options.method, options.damping, exact=options.is_run)
         allowed = None if options.where is None else live_ids(self.session, self.space.id, options.where)
         values, found_by, known = self._search(prepared, options, allowed)
         if options.exact:
@@ -149,12 +159,15 @@ class Answering:
             sorted(values.items(), key=lambda item: (-item[1], item[0]))[: options.top],
             sorted(values.items(), key=lambda item: (item[1], item[0]))[: options.harmful],
         )
+        trust = None
+        if options.trust or options.certify:
+            ends, trust = self._check(prepared, ends, options, allowed)
         helpful, harmful = (self._items(end, distribution, prepared, options) for end in ends)
         how = How(
             space=self.space.fingerprint,
             method=options.method,
             damping=options.damping if options.method == "preconditioned" else None,
-            tier="exact" if options.exact else "factors" if options.rerank else "sketch",
+            tier="exact" if options.exact or trust else "factors" if options.rerank else "sketch",
             candidates=len(values) if options.exact or options.rerank else 0,
             index=found_by,
             num_samples=self.corpus.num_samples,
@@ -162,12 +175,38 @@ class Answering:
             where=options.where,
             captured=prepared.captured,
             percentiles=distribution.described,
+            trust=None if trust is None else {end: one.to_dict() for end, one in trust.items()},
             seconds=time.perf_counter() - started,
         )
         notes = self.notes(query, description, captured=how.captured)
         if not how.num_eligible:
             notes.append("no sample matches the filter" if how.where else "the space holds no sample")
+        notes += [one.describe(end) for end, one in (trust or {}).items()]
         return QueryResult(description, helpful, harmful, how, notes)
+
+    def _check(
+        self,
+        prepared: PreparedQuery,
+        ends: tuple[list[tuple[int, float]], list[tuple[int, float]]],
+        options: QueryOptions,
+        allowed: np.ndarray | None,
+    ) -> tuple[tuple[list[tuple[int, float]], list[tuple[int, float]]], dict[str, Trust]]:
+        """Both ends at the exact tier, and how far to trust each (curator/query/trust.py)."""
+        bounds = bounds_of(self.segments, prepared, _row_scale(prepared), allowed=allowed, excluded=self.deleted)
+        known: dict[int, float] = {}
+
+        def score(ids: Sequence[int]) -> dict[int, float]:
+            missing = [id_ for id_ in ids if id_ not in known]
+            if missing:
+                known.update(self._exact(prepared, missing))
+            return {id_: known[id_] for id_ in ids}
+
+        found = [
+            check_end(bounds, [id_ for id_, _ in end], sign, score, options)
+            for end, sign in zip(ends, (1, -1), strict=True)
+        ]
+        (helpful, of_helpful), (harmful, of_harmful) = found
+        return (helpful, harmful), {"helpful": of_helpful, "harmful": of_harmful}
 
     def _search(
         self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None

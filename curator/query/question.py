@@ -36,6 +36,8 @@ class OneQuestion(TypedDict, total=False):
     rerank: int  # candidates at each end that are rescored from their factors; 100
     exact: bool  # rescore the candidates by running them through the model
     tokens: bool  # split the value of each item over its tokens
+    trust: int  # run so many random samples, to tell how many of the true best are shown
+    certify: int  # or run at most so many at each end, those with the highest bounds, until the answer is certain
 
 
 class Question(OneQuestion, total=False):
@@ -53,7 +55,7 @@ class Asked:
     model: str | None
 
 
-_OPTIONS = ("where", "method", "damping", "top", "harmful", "rerank", "exact", "tokens")
+_OPTIONS = ("where", "method", "damping", "top", "harmful", "rerank", "exact", "tokens", "trust", "certify")
 
 
 def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
