@@ -229,12 +229,13 @@ class Curator:
     ) -> dict[str, Any]:
         """Fits a new projection of a space (the newest, or by its fingerprint) on what is stored, without the model.
 
-        Returns {"captured": {"before", "after"} and "datasets": the same by dataset, all on samples held out of the
-        fit, "is_better", "is_replaced", "space", "replaces": the old fingerprint, "samples", "segments", "fitted_on",
-        "held_out", "seconds"}. The old projection stays unless the new one captures at least .01 more of the held-out
-        samples' energy, or `force`. Ids, keys, norms, losses, factors and deletes stay; later ingests of the same model
-        go on in the new space. Interrupted anywhere, the store is as it was. Raises NotFoundError, UsageError for a
-        space too small, LockedError while another process writes.
+        Returns {"captured": {"before", "after"} and "datasets": the same by dataset with "is_worse", all on samples
+        held out of the fit, "is_better", "is_replaced", "space", "replaces": the old fingerprint, "samples",
+        "segments", "fitted_on", "held_out", "seconds"}. The old projection stays unless the new one captures at least
+        .01 more of the held-out samples' energy and for no dataset .02 less, or `force`. Ids, keys, norms, losses,
+        factors and deletes stay; later ingests of the same model go on in the new space. Interrupted anywhere, the
+        store is as it was. Raises NotFoundError, UsageError for a space too small, LockedError while another process
+        writes.
         """
         from curator.refit import RefitOptions, refit
         from index.errors import StoredFileError

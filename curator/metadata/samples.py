@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ __all__ = [
     "COLUMNS",
     "by_hash",
     "count_elsewhere",
-    "datasets_by_id",
     "delete_where",
     "deleted_ids",
     "has_deleted",
     "keys_between",
     "keys_taken",
     "live_ids",
+    "live_ids_by_dataset",
     "restore_where",
     "rows_by_id",
     "rows_changed",
@@ -94,12 +95,6 @@ def rows_by_id(session: Session, ids: Sequence[int]) -> dict[int, tuple[Sample, 
     }
 
 
-def datasets_by_id(session: Session, ids: Sequence[int]) -> dict[int, str]:
-    """The dataset of each id."""
-    query = sa.select(Sample.id, Dataset.name).join(Dataset, Sample.dataset_id == Dataset.id)
-    return {row.id: row.name for some in _in_portions(ids) for row in session.execute(query.where(Sample.id.in_(some)))}
-
-
 def keys_between(session: Session, first: int, last: int) -> dict[int, str]:
     """The keys of all samples with ids in [first, last], deleted ones and those of other spaces included.
 
@@ -120,6 +115,18 @@ def live_ids(session: Session, space_id: int, where: str | None = None) -> np.nd
     if where is not None:
         query = query.where(_condition(session, where))
     return np.fromiter(session.scalars(query), dtype=np.int64)
+
+
+def live_ids_by_dataset(session: Session, space_id: int) -> dict[str, np.ndarray]:
+    """By dataset's name what `live_ids` gives, datasets without any left out."""
+    query = (
+        sa.select(Sample.dataset_id, Sample.id)
+        .where(Sample.space_id == space_id, Sample.deleted_at.is_(None))
+        .order_by(Sample.id)
+    )
+    numbers = np.fromiter(chain.from_iterable(session.execute(query)), dtype=np.int64).reshape(-1, 2)
+    names = {row[0]: row[1] for row in session.execute(sa.select(Dataset.id, Dataset.name))}
+    return {names[of]: numbers[numbers[:, 0] == of, 1] for of in np.unique(numbers[:, 0]).tolist()}
 
 
 def deleted_ids(session: Session, space_id: int) -> np.ndarray:
