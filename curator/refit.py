@@ -48,7 +48,7 @@ _LEAST_HELD_OUT = 32  # of each dataset, but no more than a third of it: a small
 class RefitProgress:
     """Where a running refit stands."""
 
-    phase: str  # "fitting" or "rewriting"
+    phase: str  # "fitting", "rewriting", or "indexing" once the projection is settled
     samples: int
     total_samples: int
 

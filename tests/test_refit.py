@@ -334,11 +334,49 @@ def test_an_interrupted_refit_says_so(grown: Curator, run: Run, monkeypatch: pyt
     assert err == "curator: interrupted; the store is as it was, the same command starts anew\n"
 
 
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, rows in {"FLAT_MAX_ROWS": 50, "YOUNG_ROWS": 40, "GROUP_ROWS": 120}.items():
+        monkeypatch.setattr(f"index.faiss_index.{name}", rows)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_first_query_after_a_refit_finds_its_index_built(grown: Curator):
+    done = grown.refit(force=True)
+    built = set((grown.path / "indexes" / done["space"][:16]).glob("none-*.faiss"))
+    assert built
+    how = grown.query(**QUESTION).how
+    assert (how.space, how.index["shards"]) == (done["space"], len(built))
+    assert grown._answering is not None
+    assert not grown._answering[1].indexes.get("none").num_missing
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_interrupted_while_it_indexes_the_same_command_builds_the_rest(
+    grown: Curator, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    """The new projection is in place then, and said to be."""
+    old = grown.status()["spaces"][0]["fingerprint"]
+    with monkeypatch.context() as patch:
+        patch.setattr("index.faiss_index.build_shard", interrupt)
+        code, out, err = run("refit", "--store", str(grown.path), "--force")
+    assert (code, out) == (130, "")
+    assert err == "curator: interrupted; the projection is in place, the same command builds what its index lacks\n"
+    new = grown.status()["spaces"][0]["fingerprint"]
+    assert new != old
+    assert not list((grown.path / "indexes").rglob("*.faiss"))
+    assert grown.verify()["problems"] == []
+    assert run("refit", "--store", str(grown.path))[0] == 0
+    assert grown.status()["spaces"][0]["fingerprint"] == new
+    assert list((grown.path / "indexes" / new[:16]).glob("none-*.faiss"))
+
+
 def test_progress_goes_to_stderr(grown: Curator, run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("curator.cli.refit._SECONDS_BETWEEN_LINES", 0.0)
     err = run("refit", "--store", str(grown.path), "--force")[2]
     assert err.splitlines()[0].startswith("fitting: 0 of 160 samples")
-    assert err.splitlines()[-1].startswith("rewriting: 160 of 160 samples, ")
+    assert err.splitlines()[-2].startswith("rewriting: 160 of 160 samples, ")
+    assert err.splitlines()[-1] == "indexing: 160 samples"
     assert run("refit", "--store", str(grown.path), "--force", "--quiet")[2] == ""
 
 

@@ -34,11 +34,15 @@ def refit(store: str, quiet: bool, as_json: bool, **options: Any) -> int:
     """
     from curator.service import Curator
 
+    reporter = _Reporter(quiet)
     try:
         with Curator.open(store, create=False) as curator:
-            done = curator.refit(**options, on_progress=_Reporter(quiet))
+            done = curator.refit(**options, on_progress=reporter)
     except KeyboardInterrupt:
-        click.echo("curator: interrupted; the store is as it was, the same command starts anew", err=True)
+        how = "the store is as it was, the same command starts anew"
+        if reporter.phase == "indexing":
+            how = "the projection is in place, the same command builds what its index lacks"
+        click.echo(f"curator: interrupted; {how}", err=True)
         return 130
     if as_json:
         click.echo(json.dumps(done, ensure_ascii=False))
@@ -91,15 +95,18 @@ class _Reporter:
     def __init__(self, quiet: bool):
         self._quiet = quiet
         self._started = self._last = time.monotonic()
-        self._phase = ""
+        self.phase = ""
 
     def __call__(self, progress: Any) -> None:
         now = time.monotonic()
-        if progress.phase != self._phase:
-            self._phase, self._started = progress.phase, now
+        if progress.phase != self.phase:
+            self.phase, self._started = progress.phase, now
         if self._quiet or now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
+        if progress.phase == "indexing":
+            click.echo(f"indexing: {progress.total_samples:,} samples", err=True)
+            return
         rate = progress.samples / max(now - self._started, 1e-9)
         left = f", about {(progress.total_samples - progress.samples) / rate:,.0f} s left" if rate else ""
         click.echo(
