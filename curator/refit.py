@@ -28,9 +28,8 @@ from curator.metadata.tables import Segment as SegmentRow
 from curator.space import publish_projection
 from curator.store import Store
 from curator.value import Ranks
-from index.factors import QuantizedFactors
 from index.refit import Refit, StoredPart, fit_stored
-from index.segment import Segment, write_sketches
+from index.segment import Segment, gather_factors, write_sketches
 
 __all__ = ["MAX_LOSS", "MIN_GAIN", "MIN_SAMPLES", "OnRefit", "RefitOptions", "RefitProgress", "refit"]
 
@@ -141,9 +140,8 @@ def _parts(segments: Iterable[Segment], ids: np.ndarray) -> list[StoredPart]:
 
 
 def _part(segment: Segment, rows: np.ndarray) -> StoredPart:
-    factors = [segment.factors(row) for row in rows.tolist()]
-    counts = np.array([len(one) for one in factors], dtype=np.int64)
-    return StoredPart(segment.sketch_rows(rows), segment.norms[rows], QuantizedFactors.concatenate(factors), counts)
+    factors = gather_factors([(segment, row) for row in rows.tolist()])
+    return StoredPart(segment.sketch_rows(rows), segment.norms[rows], factors, segment.num_tokens_of[rows])
 
 
 def _captured(sketches: np.ndarray, norms: np.ndarray) -> np.ndarray:
