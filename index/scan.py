@@ -24,6 +24,7 @@ __all__ = [
     "StoredRows",
     "check_filter",
     "check_queries",
+    "check_search",
     "eligible",
     "exact_values",
     "rank",
@@ -87,9 +88,7 @@ def top_k(
     Q * k. Where more than MARGIN rows tie at the cut to within float32's rounding, which of them are in is not decided
     by their ids. Raises as `scan` does, and ValueError for a negative k.
     """
-    if k < 0:
-        raise ValueError(f"k must not be negative, got {k}")
-    queries = check_queries(segments, queries)
+    queries = check_search(segments, queries, k, allowed, excluded)
     best = [_Best(k + MARGIN) for _ in queries]
     sources, signs = _mirrored(queries)
     multiplied = sorted(set(sources))
@@ -323,3 +322,14 @@ def check_queries(segments: Sequence[Segment], queries: np.ndarray) -> np.ndarra
         if segment.width != queries_QD.shape[1]:
             raise ValueError(f"queries are {queries_QD.shape[1]} wide, {segment.directory} holds {segment.width}")
     return queries_QD
+
+
+def check_search(
+    segments: Sequence[Segment], queries: np.ndarray, k: int, allowed: np.ndarray | None, excluded: np.ndarray | None
+) -> np.ndarray:
+    """What every search demands of its arguments: returns and raises as `check_queries` does, and ValueError for a
+    negative k or a filter that is not ascending."""
+    if k < 0:
+        raise ValueError(f"k must not be negative, got {k}")
+    check_filter(allowed, excluded)
+    return check_queries(segments, queries)
