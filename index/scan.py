@@ -309,7 +309,7 @@ def check_filter(*filters: np.ndarray | None) -> None:
     for ids in filters:
         if ids is None:
             continue
-        if ids.dtype != np.int64 or ids.ndim != 1 or (np.diff(ids) < 0).any():
+        if ids.dtype != np.int64 or ids.ndim != 1 or (ids[1:] < ids[:-1]).any():
             raise ValueError(f"a filter must be one ascending row of int64 ids, got {ids.dtype} {ids.shape}: sort it")
 
 
