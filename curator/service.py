@@ -7,6 +7,7 @@ from __future__ import annotations  # the types of what is imported late
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -345,24 +346,33 @@ class Curator:
     ) -> dict[str, Any]:
         """Fits a new projection of a space (the newest, or by its fingerprint) on what is stored, without the model.
 
-        Returns {"captured": {"before", "after"} and "datasets": the same by dataset, all on samples held out of the
-        fit, "is_better", "is_replaced", "space", "replaces": the old fingerprint, "samples", "segments", "fitted_on",
-        "held_out", "seconds"}. The old projection stays unless the new one captures at least .01 more of the held-out
-        samples' energy, or `force`. Ids, keys, norms, losses, factors and deletes stay; later ingests of the same model
-        go on in the new space. Interrupted anywhere, the store is as it was. Raises NotFoundError, UsageError for a
+        Returns {"captured": {"before", "after"} and "datasets": the same by dataset with "is_worse", all on samples
+        held out of the fit, "is_better", "is_replaced", "space", "replaces": the old fingerprint, "samples",
+        "segments", "fitted_on", "held_out", "seconds"}. The old projection stays unless the new one captures at least
+        .01 more of the held-out samples' energy and for no dataset .02 less, or `force`. Ids, keys, norms, losses,
+        factors and deletes stay; later ingests of the same model go on in the new space. At the end the space's index
+        is built. Interrupted before that, the store is as it was and the same call starts anew; later, the new
+        projection is in place and the same call builds what its index lacks. Raises NotFoundError, UsageError for a
         space too small, LockedError while another process writes.
         """
-        from curator.refit import RefitOptions, refit
+        from curator.query import refresh_indexes
+        from curator.refit import RefitOptions, RefitProgress, refit
         from index.errors import StoredFileError
 
         options = RefitOptions(dry_run=dry_run, force=force, seed=seed)
+        started = time.perf_counter()
         with nullcontext() if dry_run else self._store.writing(), self._store.session() as session:
             try:
-                return refit(self._store, session, find_space(session, space), options, on_progress)
+                report = refit(self._store, session, find_space(session, space), options, on_progress)
             except StoredFileError as error:
                 raise IntegrityError(f"{error}; run: curator verify") from error
             finally:
                 self._answering = None
+        if not dry_run:
+            on_progress(RefitProgress("indexing", 0, report["samples"]))
+            with self._store.session() as session:
+                refresh_indexes(self._store, session, find_space(session, report["space"]))
+        return report | {"seconds": time.perf_counter() - started}
 
     def status(self) -> dict[str, Any]:
         """What the store holds: {"store", "spaces": [...], "datasets": [...]}."""

@@ -16,8 +16,8 @@ from tests.stores import CORPUS, QUESTION, SIZE, VALIDATION, add
 
 ITEM = {"id", "key", "dataset", "label", "value", "percentile", "text", "meta"}
 HOW = {
-    "space", "method", "damping", "tier", "trust", "candidates", "index", "num_samples", "num_eligible", "where", "captured",
-    "percentiles", "seconds",
+    "space", "method", "damping", "tier", "candidates", "index", "num_samples", "num_eligible", "where", "captured",
+    "percentiles", "seconds", "trust",
 }  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 

@@ -40,7 +40,7 @@ from curator.value.represent import MAX_ELEMENTS
 from index.factors import QuantizedFactors, token_values
 from index.projection import Projection
 from index.scan import RowScale, row_factors
-from index.segment import Segment
+from index.segment import Segment, gather_factors
 
 __all__ = ["Answering", "QueryOptions"]
 
@@ -265,12 +265,11 @@ class Answering:
         """Adds what lies outside the sketch, from the candidates' factors (index/factors.py)."""
         if not values:
             return values
-        ids = list(values)
+        ids = sorted(values)  # as they lie on disk
         places = [self._place(id_) for id_ in ids]
-        parts = [segment.factors(row) for segment, row in places]
-        per_token = token_values(QuantizedFactors.concatenate(parts), prepared.outside).astype(np.float64)
-        ends = np.cumsum([len(part) for part in parts])
-        outside = np.diff(np.concatenate([[0.0], np.cumsum(per_token)[ends - 1]]))
+        per_token = token_values(gather_factors(places), prepared.outside).astype(np.float64)
+        ends = np.cumsum([0] + [segment.num_tokens_of[row] for segment, row in places])
+        outside = np.diff(np.concatenate([[0.0], np.cumsum(per_token)])[ends])
         norms = np.array([segment.norms[row] for segment, row in places], dtype=np.float32)
         outside = outside * row_factors(norms, _row_scale(prepared))
         return {id_: values[id_] + float(extra) for id_, extra in zip(ids, outside, strict=True)}
