@@ -12,8 +12,7 @@ from curator.metadata.samples import deleted_ids, has_deleted, rows_changed
 from curator.metadata.tables import Sample, Space
 from curator.metadata.tables import Segment as SegmentRow
 from curator.store import Store
-from index.factors import QuantizedFactors
-from index.segment import Segment, SegmentArrays, write_segment
+from index.segment import Segment, SegmentArrays, gather_factors, write_segment
 
 __all__ = ["compact"]
 
@@ -113,11 +112,10 @@ def _has_live(session: Session, segment_id: int) -> bool:
 
 def _merged(segments: list[Segment], kept: list[np.ndarray]) -> SegmentArrays:
     places = [(s, int(row)) for s, mask in zip(segments, kept, strict=True) for row in np.flatnonzero(mask)]
-    parts = [segment.factors(row) for segment, row in places]
     return SegmentArrays(
         ids=np.array([segment.ids[row] for segment, row in places], dtype=np.int64),
         norms=np.array([segment.norms[row] for segment, row in places], dtype=np.float32),
         sketches=np.concatenate([s.sketch_rows(np.flatnonzero(m)) for s, m in zip(segments, kept, strict=True)]),
-        factors=QuantizedFactors.concatenate(parts),
-        offsets=np.cumsum([0] + [len(part) for part in parts], dtype=np.int64),
+        factors=gather_factors(places),
+        offsets=np.cumsum([0] + [segment.num_tokens_of[row] for segment, row in places], dtype=np.int64),
     )

@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from curator.errors import CuratorError, UsageError
 
-__all__ = ["write_values"]
+__all__ = ["in_portions", "write_values"]
 
 _ROW_GROUP = 65_536
+T = TypeVar("T")
 
 
 def write_values(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -49,7 +50,7 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     import pyarrow.parquet as pq
 
     types = {"query": pa.string(), "id": pa.int64(), "key": pa.string(), "value": pa.float64()}
-    groups = _groups(iter(rows))
+    groups = in_portions(rows, _ROW_GROUP)
     first = next(groups, [])
     names = list(first[0]) if first else ["id", "key", "value"]
     schema = pa.schema([(name, types[name]) for name in names])
@@ -61,6 +62,8 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while group := list(itertools.islice(rows, _ROW_GROUP)):
-        yield group
+def in_portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while portion := list(itertools.islice(iterator, size)):
+        yield portion

@@ -5,7 +5,8 @@ are new. Factors stay as they are: their files are shared by the new segments. D
 that they can be restored; `compact` drops them.
 
     draw live samples, a fifth of them held out        index/refit.py fits on the others
-    compare the captured energy of the held-out ones   the old projection stays unless the new one is better
+    compare the captured energy of the held-out ones   the old projection stays unless the new one is better overall,
+                                                       and for no dataset worse
     write spaces/<new fingerprint> and new segments    unnamed by the database, so swept if this is killed
     one transaction                                    renames the space, exchanges its segments
 """
@@ -21,31 +22,32 @@ from sqlalchemy.orm import Session
 
 from curator.errors import UsageError
 from curator.metadata.drift import captured_now
-from curator.metadata.samples import datasets_by_id, live_ids, rows_changed
+from curator.metadata.samples import live_ids_by_dataset, rows_changed
 from curator.metadata.tables import Sample, Space
 from curator.metadata.tables import Segment as SegmentRow
 from curator.space import publish_projection
 from curator.store import Store
 from curator.value import Ranks
-from index.factors import QuantizedFactors
 from index.refit import Refit, StoredPart, fit_stored
-from index.segment import Segment, write_sketches
+from index.segment import Segment, gather_factors, write_sketches
 
-__all__ = ["MIN_GAIN", "MIN_SAMPLES", "OnRefit", "RefitOptions", "RefitProgress", "refit"]
+__all__ = ["MAX_LOSS", "MIN_GAIN", "MIN_SAMPLES", "OnRefit", "RefitOptions", "RefitProgress", "refit"]
 
 # Measured in scripts/results/refit.md. Held-out means of 256 samples scatter by about .003.
 MIN_GAIN = 0.01  # of captured energy, below which a new projection is not worth new sketches
+MAX_LOSS = 0.02  # that a dataset may lose of it; means of _LEAST_HELD_OUT samples scatter by about half of this
 MIN_SAMPLES = 10
 _MAX_SAMPLES = 1_280
 _MAX_TOKENS = 400_000  # of those drawn: 50 MB of factors
 _HELD_OUT = 5  # one in so many
+_LEAST_HELD_OUT = 32  # of each dataset, but no more than a third of it: a small one must not get worse unnoticed
 
 
 @dataclass(frozen=True)
 class RefitProgress:
     """Where a running refit stands."""
 
-    phase: str  # "fitting" or "rewriting"
+    phase: str  # "fitting", "rewriting", or "indexing" once the projection is settled
     samples: int
     total_samples: int
 
@@ -55,7 +57,7 @@ OnRefit = Callable[[RefitProgress], None]
 
 @dataclass(frozen=True)
 class RefitOptions:
-    """How to refit. `force` takes the new projection even where it captures no more."""
+    """How to refit. `force` takes the new projection whatever it captures."""
 
     dry_run: bool = False
     force: bool = False
@@ -74,18 +76,18 @@ def refit(
     segments = store.segments(session, space.id)
     total = sum(segment.num_samples for segment in segments)
     on_progress(RefitProgress("fitting", 0, total))
-    drawn = _draw(session, space, segments, options.seed)
-    is_held_out = np.arange(len(drawn)) % _HELD_OUT == 0
+    of_dataset = live_ids_by_dataset(session, space.id)
+    fitted_on, held_out = _draw(of_dataset, segments, options.seed)
     found = fit_stored(
         store.projection(space),
-        _parts(segments, np.sort(drawn[~is_held_out])),
+        _parts(segments, fitted_on),
         error_rank=options.ranks.error,
         width=options.ranks.width,
         seed=options.seed,
     )
-    report = _assess(session, found, segments, np.sort(drawn[is_held_out]))
-    gain = report["captured"]["after"] - report["captured"]["before"]
-    is_better = gain >= MIN_GAIN
+    report = _assess(of_dataset, found, segments, held_out)
+    is_better = report["captured"]["after"] - report["captured"]["before"] >= MIN_GAIN
+    is_worse = any(row["is_worse"] for row in report["datasets"])
     report |= {
         "space": space.fingerprint,
         "replaces": None,
@@ -93,25 +95,38 @@ def refit(
         "is_replaced": False,
         "samples": total,
         "segments": len(segments),
-        "fitted_on": int((~is_held_out).sum()),
-        "held_out": int(is_held_out.sum()),
+        "fitted_on": len(fitted_on),
+        "held_out": len(held_out),
     }
-    if not options.dry_run and (is_better or options.force):
+    if not options.dry_run and (options.force or (is_better and not is_worse)):
         report |= {"space": _replace(store, session, space, found, report, on_progress), "is_replaced": True}
         report["replaces"] = space.projection["replaces"][-1]
     return report | {"seconds": time.perf_counter() - started}
 
 
-def _draw(session: Session, space: Space, segments: list[Segment], seed: int) -> np.ndarray:
-    """Ids of live samples in random order: at most _MAX_SAMPLES with about _MAX_TOKENS tokens."""
-    live = live_ids(session, space.id)
+def _draw(of_dataset: dict[str, np.ndarray], segments: list[Segment], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids to fit on and ids held out, ascending: of live samples at random, with at most about _MAX_TOKENS tokens each.
+
+    A fifth of the draw is held out; where that are fewer than _LEAST_HELD_OUT of a dataset, more of it are.
+    """
+    live = np.concatenate([np.empty(0, np.int64), *of_dataset.values()])
     if len(live) < MIN_SAMPLES:
         raise UsageError(
             f"a refit needs at least {MIN_SAMPLES} samples that are not deleted, the space has {len(live)}"
         )
-    chosen: np.ndarray = np.random.default_rng(seed).permutation(live)[:_MAX_SAMPLES]
     per_sample = sum(segment.num_tokens for segment in segments) / sum(segment.num_samples for segment in segments)
-    return chosen[: max(MIN_SAMPLES, int(_MAX_TOKENS / max(per_sample, 1.0)))]
+    most = min(_MAX_SAMPLES, max(MIN_SAMPLES, int(_MAX_TOKENS / max(per_sample, 1.0))))
+    generator = np.random.default_rng(seed)
+    drawn = generator.permutation(np.sort(live))[:most]
+    held_out = drawn[::_HELD_OUT]
+    least = max(1, min(_LEAST_HELD_OUT, most // len(of_dataset)))
+    for ids in of_dataset.values():
+        num_missing = min(least, max(len(ids) // 3, int(len(ids) > 1))) - int(np.isin(held_out, ids).sum())
+        if num_missing > 0:
+            others = generator.permutation(np.setdiff1d(ids, held_out))
+            is_drawn = np.isin(others, drawn)  # these would be missed in the fit
+            held_out = np.concatenate([held_out, others[np.argsort(is_drawn, kind="stable")][:num_missing]])
+    return np.setdiff1d(drawn, held_out), np.sort(held_out)
 
 
 def _parts(segments: Iterable[Segment], ids: np.ndarray) -> list[StoredPart]:
@@ -125,9 +140,8 @@ def _parts(segments: Iterable[Segment], ids: np.ndarray) -> list[StoredPart]:
 
 
 def _part(segment: Segment, rows: np.ndarray) -> StoredPart:
-    factors = [segment.factors(row) for row in rows.tolist()]
-    counts = np.array([len(one) for one in factors], dtype=np.int64)
-    return StoredPart(segment.sketch_rows(rows), segment.norms[rows], QuantizedFactors.concatenate(factors), counts)
+    factors = gather_factors([(segment, row) for row in rows.tolist()])
+    return StoredPart(segment.sketch_rows(rows), segment.norms[rows], factors, segment.num_tokens_of[rows])
 
 
 def _captured(sketches: np.ndarray, norms: np.ndarray) -> np.ndarray:
@@ -135,25 +149,26 @@ def _captured(sketches: np.ndarray, norms: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, energies / np.maximum(norms.astype(np.float64) ** 2, 1e-30))
 
 
-def _assess(session: Session, found: Refit, segments: list[Segment], held_out: np.ndarray) -> dict[str, Any]:
-    """Mean captured energy of held-out samples under both projections, overall and by dataset."""
+def _assess(
+    of_dataset: dict[str, np.ndarray], found: Refit, segments: list[Segment], held_out: np.ndarray
+) -> dict[str, Any]:
+    """Mean captured energy of held-out samples under both projections, by dataset and overall.
+
+    Overall, a dataset weighs as many samples as it has, not as many as were held out of it.
+    """
     parts = _parts(segments, held_out)
     before = np.concatenate([_captured(part.sketches, part.norms) for part in parts])
     after = np.concatenate([_captured(found.sketches(part), part.norms) for part in parts])
-    names = datasets_by_id(session, held_out.tolist())
-    of_dataset = np.array([names[id_] for id_ in held_out.tolist()])
-    return {
-        "captured": {"before": float(before.mean()), "after": float(after.mean())},
-        "datasets": [
-            {
-                "dataset": name,
-                "held_out": int((of_dataset == name).sum()),
-                "before": float(before[of_dataset == name].mean()),
-                "after": float(after[of_dataset == name].mean()),
-            }
-            for name in sorted(set(of_dataset.tolist()))
-        ],
-    }
+    rows, sizes = [], []
+    for name, ids in sorted(of_dataset.items()):
+        if not (is_of := np.isin(held_out, ids)).any():
+            continue  # of one sample, that was not drawn
+        means = {"before": float(before[is_of].mean()), "after": float(after[is_of].mean())}
+        is_worse = means["after"] < means["before"] - MAX_LOSS
+        rows.append({"dataset": name, "held_out": int(is_of.sum()), **means, "is_worse": is_worse})
+        sizes.append(len(ids))
+    overall = {side: float(np.average([row[side] for row in rows], weights=sizes)) for side in ("before", "after")}
+    return {"captured": overall, "datasets": rows}
 
 
 def _replace(

@@ -5,8 +5,10 @@ Opening a store, status, delete and restore need no torch (2 s to import), so ve
 
 from __future__ import annotations  # the types of what is imported late
 
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +18,18 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, UsageError
-from curator.metadata.samples import delete_where, restore_where
+from curator.metadata.samples import delete_where, find_sample, restore_where
+from curator.metadata.saved_queries import (
+    delete_query,
+    find_query,
+    history_of_tops,
+    saved_queries,
+    spaces_of_query,
+    tops_of,
+)
 from curator.metadata.spaces import find_space
 from curator.metadata.summary import datasets_of, quarantined_rows, spaces_of
-from curator.metadata.tables import Sample, Space
+from curator.metadata.tables import Sample, SavedQuery, Space
 from curator.metadata.tables import Segment as SegmentRow
 from curator.store import DATABASE_URL, Store
 from curator.types import Fields
@@ -27,9 +37,10 @@ from curator.types import Fields
 if TYPE_CHECKING:
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
-    from curator.query import Answering, Asked, Query, QueryInput, QueryResult, Question
+    from curator.query import Answering, Explanation, OneQuestion, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
-    from curator.space import LoadedModel
+    from curator.select import Selection
+    from curator.space import ModelOfSpace
 
 __all__ = ["Curator"]
 
@@ -49,7 +60,7 @@ class Curator:
         self._store = store
         self._device = device
         self.unanswered: list[str] = []  # queries of the last `each` or `by` that had nothing to value against
-        self._loaded: tuple[int, LoadedModel] | None = None
+        self._loaded: tuple[tuple[int, str | None], ModelOfSpace] | None = None
         self._answering: tuple[tuple[Any, ...], Answering] | None = None
 
     @classmethod
@@ -137,7 +148,20 @@ class Curator:
         if not report.is_interrupted:
             with self._store.session() as session:
                 refresh_indexes(self._store, session, find_space(session, report.space))
+            if report.added:
+                self._record_tops(report.space)
         return report
+
+    def _record_tops(self, space: str) -> None:
+        """What the grown corpus answers to the saved queries that its space knows."""
+        from curator.query import record_tops
+
+        with self._store.session() as session:
+            if not saved_queries(session):
+                return
+        with self._asking(space, None) as answering, self._store.writing():
+            record_tops(answering)
+            answering.session.commit()
 
     def queries(self, **question: Unpack[Question]) -> Iterator[QueryResult]:
         """Answers one query after another: one for all of `data`, one a row (`each`) or one a group (`by`).
@@ -150,7 +174,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
-        with self._asking(asked) as answering:
+        with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 try:
                     result = answering.answer(query, options)
@@ -170,6 +194,64 @@ class Curator:
             raise UsageError("each and by make several answers: use Curator.queries")
         return next(iter(self.queries(**question)))
 
+    def explain(self, sample: int | str, *, pairs: int = 20, **question: Unpack[Question]) -> Explanation:
+        """Why a sample (its id or key) has its value for a query: parts by token on both sides, and by pair of tokens.
+
+        From what is stored; with `exact`, the sample is run through the model. The query's samples always are. Of the
+        question, what makes the query, its space, method, damping and `exact` count. Raises NotFoundError for no such
+        sample, UsageError for a key that several datasets have.
+        """
+        from curator.query import explain, parts_of, read_queries
+
+        given, asked, options = parts_of(question)
+        if given.each or given.by:
+            raise UsageError("one query is explained at a time: leave --each and --by out")
+        query = next(read_queries(given))
+        with self._asking(asked.space, asked.model) as answering:
+            id_ = find_sample(answering.session, answering.space.id, sample)
+            return explain(answering, id_, query, options, num_pairs=pairs)
+
+    def select(
+        self,
+        *,
+        ratio: float | None = None,
+        count: int | None = None,
+        budget_tokens: int | None = None,
+        min_value: float | None = None,
+        min_percentile: float | None = None,
+        by: str | None = None,
+        each: int | None = None,
+        diverse: bool = False,
+        seed: int = 0,
+        out: str | Path | None = None,
+        command: str | None = None,
+        on_progress: Callable[[int], None] = lambda taken: None,
+        **question: Unpack[OneQuestion],
+    ) -> Selection:
+        """The subset worth training on: the samples of highest value for a query, within all limits that are given.
+
+        `ratio` of the samples that `where` admits, `count`, `budget_tokens`, `min_value`, `min_percentile`, at most
+        `each` of every value of the field `by`; at least one of them. `diverse` takes the subset whose summed sketches
+        best follow the query (index/matching.py), so that a copy is worth less than the first. `out` writes the samples
+        with their original columns, value and rank: a .jsonl or .parquet file, or a directory for
+        datasets.load_dataset, with a manifest. Raises UsageError, FilterError, and as `queries` does.
+        """
+        from curator.query import parts_of, read_queries
+        from curator.select import Limits, select, write_selection
+
+        limits = Limits(ratio, count, budget_tokens, min_value, min_percentile, each, by)
+        given, asked, options = parts_of({**question})
+        query = next(read_queries(given))
+        with self._asking(asked.space, asked.model) as answering:
+            selection = select(
+                answering, query, options, limits, is_diverse=diverse, seed=seed, on_progress=on_progress
+            )
+            if out is None:
+                return selection
+            session, space = answering.session, answering.space
+            write_selection(session, space, selection, Path(out), inputs=given.data, command=command)
+            return dataclasses.replace(selection, out=str(out))
+
     def values(self, **question: Unpack[Question]) -> Iterator[dict[str, Any]]:
         """{"id", "key", "value"} of every sample for one query, streamed in order of ids, at the sketch tier.
 
@@ -181,7 +263,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
-        with self._asking(asked) as answering:
+        with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 name = {"query": query.name} if given.each or given.by else {}
                 try:
@@ -201,6 +283,41 @@ class Curator:
         from curator.export import write_values
 
         return write_values(Path(out), self.values(**question))
+
+    def save_query(self, name: str, *, replace: bool = False, **question: Unpack[Question]) -> dict[str, Any]:
+        """Keeps a query under a name: asked again (saved=name, expr="name - 0.5 * other"), it needs no model.
+
+        Of the question, what makes the query and its space counts; the rest is given anew with each answer. Returns it
+        as `saved_queries` lists it. Raises UsageError for a name that is no identifier, or taken without `replace`.
+        """
+        from curator.query import parts_of, read_queries, save_query
+
+        given, asked, _ = parts_of(question)
+        if given.each or given.by:
+            raise UsageError("a saved query is one query: leave --each and --by out")
+        query = next(read_queries(given))
+        with self._asking(asked.space, asked.model) as answering, self._store.writing():
+            row = save_query(answering, name, query, is_replaced=replace)
+            answering.session.commit()
+            return {**_described(row), "spaces": [answering.space.fingerprint]}
+
+    def saved_queries(self) -> list[dict[str, Any]]:
+        """The saved queries by name: name, query (its description), num_samples, num_tokens, created_at, spaces."""
+        with self._store.session() as session:
+            return [{**_described(row), "spaces": spaces_of_query(session, row)} for row in saved_queries(session)]
+
+    def query_history(self, name: str) -> list[dict[str, Any]]:
+        """Both ends of a saved query's answer (raw, reranked) when it was saved and after each ingest, oldest first.
+
+        Each with "created_at", "space", "num_samples", "helpful", "harmful" and, from the second of a space on,
+        "entered" and "left": {"helpful": keys, "harmful": keys}. Raises NotFoundError.
+        """
+        with self._store.session() as session:
+            return history_of_tops(tops_of(session, find_query(session, name)))
+
+    def delete_query(self, name: str) -> None:
+        """Forgets a saved query with its history. Raises NotFoundError."""
+        self._change(lambda session: delete_query(session, find_query(session, name)))
 
     def delete(self, where: str) -> int:
         """Deletes the samples that match a filter; no answer returns them from now on. Returns how many."""
@@ -229,24 +346,33 @@ class Curator:
     ) -> dict[str, Any]:
         """Fits a new projection of a space (the newest, or by its fingerprint) on what is stored, without the model.
 
-        Returns {"captured": {"before", "after"} and "datasets": the same by dataset, all on samples held out of the
-        fit, "is_better", "is_replaced", "space", "replaces": the old fingerprint, "samples", "segments", "fitted_on",
-        "held_out", "seconds"}. The old projection stays unless the new one captures at least .01 more of the held-out
-        samples' energy, or `force`. Ids, keys, norms, losses, factors and deletes stay; later ingests of the same model
-        go on in the new space. Interrupted anywhere, the store is as it was. Raises NotFoundError, UsageError for a
+        Returns {"captured": {"before", "after"} and "datasets": the same by dataset with "is_worse", all on samples
+        held out of the fit, "is_better", "is_replaced", "space", "replaces": the old fingerprint, "samples",
+        "segments", "fitted_on", "held_out", "seconds"}. The old projection stays unless the new one captures at least
+        .01 more of the held-out samples' energy and for no dataset .02 less, or `force`. Ids, keys, norms, losses,
+        factors and deletes stay; later ingests of the same model go on in the new space. At the end the space's index
+        is built. Interrupted before that, the store is as it was and the same call starts anew; later, the new
+        projection is in place and the same call builds what its index lacks. Raises NotFoundError, UsageError for a
         space too small, LockedError while another process writes.
         """
-        from curator.refit import RefitOptions, refit
+        from curator.query import refresh_indexes
+        from curator.refit import RefitOptions, RefitProgress, refit
         from index.errors import StoredFileError
 
         options = RefitOptions(dry_run=dry_run, force=force, seed=seed)
+        started = time.perf_counter()
         with nullcontext() if dry_run else self._store.writing(), self._store.session() as session:
             try:
-                return refit(self._store, session, find_space(session, space), options, on_progress)
+                report = refit(self._store, session, find_space(session, space), options, on_progress)
             except StoredFileError as error:
                 raise IntegrityError(f"{error}; run: curator verify") from error
             finally:
                 self._answering = None
+        if not dry_run:
+            on_progress(RefitProgress("indexing", 0, report["samples"]))
+            with self._store.session() as session:
+                refresh_indexes(self._store, session, find_space(session, report["space"]))
+        return report | {"seconds": time.perf_counter() - started}
 
     def status(self) -> dict[str, Any]:
         """What the store holds: {"store", "spaces": [...], "datasets": [...]}."""
@@ -273,14 +399,15 @@ class Curator:
             return result
 
     @contextmanager
-    def _asking(self, asked: Asked) -> Iterator[Answering]:
-        from curator.space import load_for_query
+    def _asking(self, space_named: str | None, model: str | None) -> Iterator[Answering]:
+        from curator.space import ModelOfSpace
         from index.errors import FaissMissingError, StoredFileError
 
         with self._store.session() as session:
-            space = find_space(session, asked.space)
-            if self._loaded is None or self._loaded[0] != space.id:
-                self._loaded = (space.id, load_for_query(space, device=self._device.split(",")[0], model=asked.model))
+            space = find_space(session, space_named)
+            if self._loaded is None or self._loaded[0][0] != space.id or model not in (None, self._loaded[0][1]):
+                self._answering = None
+                self._loaded = (space.id, model), ModelOfSpace(space, device=self._device.split(",")[0], model=model)
             answering = self._answering_now(session, space, self._loaded[1])
             try:
                 yield answering
@@ -289,7 +416,7 @@ class Curator:
             except FaissMissingError as error:
                 raise CuratorError(str(error)) from error
 
-    def _answering_now(self, session: Session, space: Space, loaded: LoadedModel) -> Answering:
+    def _answering_now(self, session: Session, space: Space, loaded: ModelOfSpace) -> Answering:
         """The state of the store as it is, opened once and kept until it changes."""
         from curator.query import Answering
 
@@ -299,7 +426,7 @@ class Curator:
             answering: Answering | None = None
             failure: IntegrityError | None = None
             try:
-                answering = Answering(self._store, session, space, loaded.lm, loaded.encoder, former)
+                answering = Answering(self._store, session, space, loaded, former)
             except IntegrityError as error:
                 failure = error
             session.rollback()  # a new look: another process may have compacted or refitted in between
@@ -311,6 +438,16 @@ class Curator:
             self._answering = (state, answering)
         self._answering[1].session = session
         return self._answering[1]
+
+
+def _described(row: SavedQuery) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "query": row.description,
+        "num_samples": row.num_samples,
+        "num_tokens": row.num_tokens,
+        "created_at": row.created_at.isoformat(),
+    }
 
 
 def _generation(session: Session, space: Space) -> tuple[Any, ...]:

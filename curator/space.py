@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from curator.models import (
     hash_model_files,
     load_tokenizer,
     locate,
+    pick_device,
 )
 from curator.store import PROJECTION_FILE, SPACE_FILE, Store
 from index.factors import ERROR_STEP, FINEST_STEP
@@ -31,11 +33,11 @@ from index.stored import hash_file
 
 __all__ = [
     "LoadedModel",
+    "ModelOfSpace",
     "SpaceOptions",
     "add_space",
     "existing_space",
     "load_for_ingest",
-    "load_for_query",
     "publish_projection",
     "recipe_of",
 ]
@@ -121,27 +123,59 @@ def load_for_ingest(
     return _loaded(lm, directory, recipe, name, revision, files)
 
 
-def load_for_query(space: Space, *, device: str, model: str | None = None) -> LoadedModel:
-    """Loads a space's model again. Raises SpaceError when its files are no longer those of the space."""
-    try:
-        directory = locate(model or space.model, space.revision)
-    except Exception as error:
-        raise ModelError(
-            f"the model of space {space.fingerprint[:12]} is no longer at {space.model} ({error}); "
-            "give its place with --model"
-        ) from error
-    files = hash_model_files(directory, space.model_files if model is None else None)
-    hashes = {name: stamp["sha256"] for name, stamp in files.items()}
-    if hashes != space.recipe["model"]:
-        changed = sorted(
-            k for k in hashes.keys() | space.recipe["model"].keys() if hashes.get(k) != space.recipe["model"].get(k)
-        )
-        raise SpaceError(
-            f"the model at {directory} is not the one of space {space.fingerprint[:12]} "
-            f"(different: {', '.join(changed)}); ingest with it to make a space of its own, or restore it"
-        )
-    lm = CausalLM.load(directory, device=device, dtype=space.recipe["dtype"])
-    return _loaded(lm, directory, space.recipe, space.model, space.revision, files)
+class ModelOfSpace:
+    """The model of a space, for queries. Files are checked, tokenizer and weights loaded, when they are first needed:
+    a saved query needs none of them, and the texts of tokens no weights."""
+
+    def __init__(self, space: Space, *, device: str, model: str | None = None):
+        """`model`: where it lies now, if it has moved."""
+        self._space = space
+        self._given = model
+        self.device = pick_device(device)
+
+    @cached_property
+    def directory(self) -> Path:
+        """Where it lies. Raises ModelError for none, SpaceError when its files are no longer those of the space."""
+        space = self._space
+        try:
+            directory = locate(self._given or space.model, space.revision)
+        except Exception as error:
+            raise ModelError(
+                f"the model of space {space.fingerprint[:12]} is no longer at {space.model} ({error}); "
+                "give its place with --model"
+            ) from error
+        files = hash_model_files(directory, space.model_files if self._given is None else None)
+        hashes = {name: stamp["sha256"] for name, stamp in files.items()}
+        if hashes != space.recipe["model"]:
+            changed = sorted(
+                k for k in hashes.keys() | space.recipe["model"].keys() if hashes.get(k) != space.recipe["model"].get(k)
+            )
+            raise SpaceError(
+                f"the model at {directory} is not the one of space {space.fingerprint[:12]} "
+                f"(different: {', '.join(changed)}); ingest with it to make a space of its own, or restore it"
+            )
+        return directory
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Its tokenizer, with the length limit and the counted positions of the space."""
+        return _encoder(self.directory, self._space.recipe, self._space.projection["vocab_size"])
+
+    @cached_property
+    def lm(self) -> CausalLM:
+        """The model itself."""
+        lm = CausalLM.load(self.directory, device=str(self.device), dtype=self._space.recipe["dtype"])
+        check_tokenizer(self.encoder.tokenizer, lm)
+        return lm
+
+
+def _encoder(directory: Path, recipe: dict[str, Any], vocab_size: int) -> Encoder:
+    return Encoder(
+        load_tokenizer(directory),
+        max_length=recipe["max_length"],
+        vocab_size=vocab_size,
+        positions=recipe["positions"],
+    )
 
 
 def _loaded(
@@ -152,14 +186,8 @@ def _loaded(
     revision: str | None,
     files: dict[str, FileStamp],
 ) -> LoadedModel:
-    tokenizer = load_tokenizer(directory)
-    check_tokenizer(tokenizer, lm)
-    encoder = Encoder(
-        tokenizer,
-        max_length=recipe["max_length"],
-        vocab_size=lm.vocab_size,
-        positions=recipe["positions"],
-    )
+    encoder = _encoder(directory, recipe, lm.vocab_size)
+    check_tokenizer(encoder.tokenizer, lm)
     return LoadedModel(lm, encoder, recipe, name, revision, files, directory)
 
 

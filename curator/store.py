@@ -4,6 +4,7 @@
       curator.db           spaces, datasets, samples, segments, quarantine (or another database, by URL)
       spaces/<fp>/         projection.safetensors and space.json
       segments/<name>/     sketches, factors, rare_tokens (.safetensors), written once
+      queries/<file>       saved queries, as one space sees them
       indexes/<fp>/...     FAISS files: a cache
       tmp/                 what is being written; swept when the next writer starts
       LOCK                 held by the one writer
@@ -29,6 +30,7 @@ from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, IntegrityError, LockedError, NotFoundError, UsageError
 from curator.metadata import database
+from curator.metadata.saved_queries import query_files
 from curator.metadata.tables import STORE_ID, Counter, Space
 from curator.metadata.tables import Segment as SegmentRow
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["DATABASE_URL", "PROJECTION_FILE", "SPACE_FILE", "Store", "open_engine"]
 
 _FORMAT = 1
-_FOLDERS = ("spaces", "segments", "indexes", "tmp")
+_FOLDERS = ("spaces", "segments", "queries", "indexes", "tmp")
 DATABASE_URL = "CURATOR_DATABASE_URL"  # the environment variable
 PROJECTION_FILE = "projection.safetensors"
 SPACE_FILE = "space.json"
@@ -116,7 +118,9 @@ class Store:
         with self.session() as session:
             segments = set(session.scalars(sa.select(SegmentRow.name)))
             spaces = set(session.scalars(sa.select(Space.fingerprint)))
-        for folder, known in (("tmp", set()), ("segments", segments), ("spaces", spaces)):
+            queries = query_files(session)
+        (self.root / "queries").mkdir(exist_ok=True)  # a store of before has none
+        for folder, known in (("tmp", set()), ("segments", segments), ("spaces", spaces), ("queries", queries)):
             for path in (self.root / folder).iterdir():
                 if path.name not in known:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import IntegrityError
-from curator.metadata.tables import NEXT_SAMPLE_ID, Counter, Sample, Segment, Space
+from curator.metadata.tables import NEXT_SAMPLE_ID, Counter, Sample, SavedRepresentation, Segment, Space
 from curator.store import PROJECTION_FILE, Store
 from index.segment import verify_files
 from index.stored import StoredFile
@@ -30,6 +30,10 @@ def verify(store: Store, session: Session) -> dict[str, Any]:
         damaged = verify_files(store.root / "segments" / segment.name, stored)
         problems += damaged or _content_problems(store, session, segment)
         files, num_bytes = files + len(stored), num_bytes + sum(file.num_bytes for file in stored)
+    for query in session.scalars(sa.select(SavedRepresentation)).all():
+        file = StoredFile(query.file, query.sha256, query.num_bytes)
+        problems += verify_files(store.root / "queries", [file])
+        files, num_bytes = files + 1, num_bytes + file.num_bytes
     num_samples = session.scalar(sa.select(sa.func.count(Sample.id)).where(Sample.deleted_at.is_(None))) or 0
     problems += _database_problems(session)
     return {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from index.scan import RowScale, StoredRows, check_filter, check_queries, rank
+from index.scan import RowScale, StoredRows, check_search, rank
 from index.segment import Segment
 
 __all__ = ["DeviceScan"]
@@ -53,10 +53,7 @@ class DeviceScan:
         excluded: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids int64 [Q, K], scores float32 [Q, K]), as `scan.top_k` does, and raise as it does."""
-        if k < 0:
-            raise ValueError(f"k must not be negative, got {k}")
-        queries_QD = check_queries(self._segments, queries)
-        check_filter(allowed, excluded)
+        queries_QD = check_search(self._segments, queries, k, allowed, excluded)
         mask = self._stored.mask(allowed, excluded)
         num_results = min(k, len(self._stored) if mask is None else int(mask.sum()))
         if num_results == 0 or len(queries_QD) == 0:

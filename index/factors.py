@@ -44,7 +44,7 @@ ERROR_STEP = 1 / 24  # of errors as softmax gives them; a head that scales its l
 LABEL_STEPS = 4  # label codes count quarters of a step
 # Of a band whose size is the geometric mean over the dimensions, for samples of 1, 2..., 256 and more tokens.
 FINEST_STEP, LONG_SAMPLE = 0.022, 256
-_BLOCK_TOKENS = 16_384  # keeps the gathered rows inside the cache
+_BLOCK_TOKENS = 4_096  # keeps the gathered rows inside the cache
 
 
 @dataclass(frozen=True)
@@ -238,14 +238,23 @@ def token_values(factors: QuantizedFactors, matrix: torch.Tensor) -> np.ndarray:
     found = np.empty(len(factors), dtype=np.float32)
     for start in range(0, len(factors), _BLOCK_TOKENS):
         block = factors[start : start + _BLOCK_TOKENS]
-        labels, others = (torch.from_numpy(ids.astype(np.int64)) for ids in (block.labels, block.others))
-        gathered = matrix[labels] * torch.from_numpy(block.label_errors())[:, None]
-        if len(others):
-            starts = torch.from_numpy(np.cumsum(block.counts, dtype=np.int64) - block.counts)
-            weights = torch.from_numpy(block.other_errors())
-            gathered += torch.nn.functional.embedding_bag(
-                others, matrix, starts, per_sample_weights=weights, mode="sum"
-            )
+        tokens, errors, starts = (torch.from_numpy(array) for array in _sparse_errors(block))
+        gathered = torch.nn.functional.embedding_bag(tokens, matrix, starts, per_sample_weights=errors, mode="sum")
         hidden = torch.from_numpy(block.hidden_states())
         found[start : start + len(block)] = torch.linalg.vecdot(gathered, hidden).numpy()
     return found
+
+
+def _sparse_errors(factors: QuantizedFactors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The kept errors one token after the other, the label's first: token ids and e [K + n], and where each starts [K].
+
+    One gather with the labels among the others takes half the time of two and their sum.
+    """
+    num_tokens = len(factors)
+    starts = np.cumsum(factors.counts, dtype=np.int32) - factors.counts + np.arange(num_tokens, dtype=np.int32)
+    is_other = np.ones(num_tokens + len(factors.others), bool)
+    is_other[starts] = False
+    tokens, errors = np.empty(len(is_other), np.int32), np.empty(len(is_other), np.float32)
+    tokens[starts], tokens[is_other] = factors.labels, factors.others
+    errors[starts], errors[is_other] = factors.label_errors(), factors.other_errors()
+    return tokens, errors, starts

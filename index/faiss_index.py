@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from index.rabitq import Interrupted, Shard, build_shard, load_faiss, read_shard, turned
-from index.scan import RowScale, StoredRows, check_filter, check_queries, rank, row_factors, top_k
+from index.scan import RowScale, StoredRows, check_search, rank, row_factors, top_k
 from index.segment import Segment
 from index.shard_files import ShardFiles
 
@@ -127,10 +127,7 @@ class FaissIndex:
         are the highest of -q: ask for both as two rows. Raises ValueError as `scan.top_k` does. Safe from several
         threads.
         """
-        if k < 0:
-            raise ValueError(f"k must not be negative, got {k}")
-        queries_QD = check_queries(self._segments, queries)
-        check_filter(allowed, excluded)
+        queries_QD = check_search(self._segments, queries, k, allowed, excluded)
         found_ids, found_scores = top_k(
             self._scanned, queries_QD, k, row_scale=self.row_scale, allowed=allowed, excluded=excluded
         )

@@ -11,7 +11,8 @@ Shapes: K counted tokens, F factor rank, B bands of F, n kept errors beside the 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import zstandard
 
 from index.factors import QuantizedFactors
 
-__all__ = ["MAX_TOKEN_ID", "pack", "unpack"]
+__all__ = ["MAX_TOKEN_ID", "Planes", "pack", "planes_of", "unpack"]
 
 MAX_TOKEN_ID = (1 << 24) - 1
 _ID_BYTES = 3
@@ -44,27 +45,50 @@ def pack(factors: QuantizedFactors) -> bytes:
     return b"".join([*packed, compressor.flush()])
 
 
-def unpack(packed: bytes | memoryview, num_tokens: int, factor_rank: int, steps: np.ndarray) -> QuantizedFactors:
-    """What `pack` was given, with these steps [1 + B] for all of its tokens. Raises ValueError for any other bytes."""
-    data = _decompress(packed, num_tokens, factor_rank)
+@dataclass(frozen=True)
+class Planes:
+    """What lies in the frame of one sample, not yet put together: views of its bytes."""
+
+    hidden: np.ndarray  # uint8 [K F]
+    label_codes: np.ndarray  # uint8 [K]
+    counts: np.ndarray  # uint8 [K]
+    ids: np.ndarray  # uint8 [3, K + n]
+    other_codes: np.ndarray  # uint8 [n]
+
+
+def planes_of(packed: bytes | memoryview, num_tokens: int, factor_rank: int) -> Planes:
+    """The planes of a frame that `pack` made of so many tokens. Raises ValueError for any other bytes."""
+    data = np.frombuffer(_decompress(packed, num_tokens, factor_rank), np.uint8)
     at = num_tokens * factor_rank
     if len(data) < at + 2 * num_tokens:
         raise ValueError(f"{len(data)} bytes do not hold {num_tokens} tokens of {factor_rank} dimensions")
-    counts = np.frombuffer(data, np.uint8, num_tokens, at + num_tokens)
+    counts = data[at + num_tokens : at + 2 * num_tokens]
     num_others = int(counts.sum(dtype=np.int64))
-    num_ids = num_tokens + num_others
-    if len(data) != at + 2 * num_tokens + _ID_BYTES * num_ids + num_others:
+    end = at + 2 * num_tokens + _ID_BYTES * (num_tokens + num_others)
+    if len(data) != end + num_others:
         raise ValueError(f"{len(data)} bytes do not hold {num_tokens} tokens and {num_others} others")
-    low, middle, high = np.frombuffer(data, np.uint8, _ID_BYTES * num_ids, at + 2 * num_tokens).reshape(_ID_BYTES, -1)
+    ids = data[at + 2 * num_tokens : end].reshape(_ID_BYTES, num_tokens + num_others)
+    return Planes(data[:at], data[at : at + num_tokens], counts, ids, data[end:])
+
+
+def unpack(planes: Sequence[Planes], factor_rank: int, steps: np.ndarray) -> QuantizedFactors:
+    """What `pack` was given for each of these samples, at least one, one after the other: steps [N, 1 + B] are theirs.
+
+    Put together all at once, which costs half of doing so sample by sample.
+    """
+    num_tokens = np.array([len(sample.counts) for sample in planes])
+    num_others = np.array([len(sample.other_codes) for sample in planes])
+    low, middle, high = np.concatenate([sample.ids for sample in planes], axis=1)
     ids = low | middle.astype(np.uint32) << 8 | high.astype(np.uint32) << 16
+    is_label = np.repeat(np.tile([True, False], len(planes)), np.stack([num_tokens, num_others], axis=1).ravel())
     return QuantizedFactors(
-        np.frombuffer(data, np.int8, at).reshape(num_tokens, factor_rank),
-        np.broadcast_to(steps, (num_tokens, len(steps))),
-        ids[:num_tokens],
-        np.frombuffer(data, np.uint8, num_tokens, at),
-        counts,
-        ids[num_tokens:],
-        np.frombuffer(data, np.uint8, num_others, len(data) - num_others),
+        np.concatenate([sample.hidden for sample in planes]).view(np.int8).reshape(-1, factor_rank),
+        np.repeat(steps, num_tokens, axis=0),
+        ids[is_label],
+        np.concatenate([sample.label_codes for sample in planes]),
+        np.concatenate([sample.counts for sample in planes]),
+        ids[~is_label],
+        np.concatenate([sample.other_codes for sample in planes]),
     )
 
 

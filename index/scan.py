@@ -24,6 +24,7 @@ __all__ = [
     "StoredRows",
     "check_filter",
     "check_queries",
+    "check_search",
     "eligible",
     "exact_values",
     "rank",
@@ -81,24 +82,38 @@ def top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (ids int64 [Q, K], values float32 [Q, K]) of the highest values, K = min(k, number of eligible rows).
 
-    Sorted by value, descending, ties by ascending id. The lowest values of q are the highest of -q. With row_scale
-    "inverse_norm" each value is divided by the row's norm (0 where the norm is 0): the cosine, once the caller has
-    divided the query by its own. Memory is bounded by the block and by Q * k. Where more than MARGIN rows tie at the
-    cut to within float32's rounding, which of them are in is not decided by their ids. Raises as `scan` does, and
-    ValueError for a negative k.
+    Sorted by value, descending, ties by ascending id. The lowest values of q are the highest of -q, and where both are
+    asked for, one product serves both. With row_scale "inverse_norm" each value is divided by the row's norm (0 where
+    the norm is 0): the cosine, once the caller has divided the query by its own. Memory is bounded by the block and by
+    Q * k. Where more than MARGIN rows tie at the cut to within float32's rounding, which of them are in is not decided
+    by their ids. Raises as `scan` does, and ValueError for a negative k.
     """
-    if k < 0:
-        raise ValueError(f"k must not be negative, got {k}")
-    queries = check_queries(segments, queries)
+    queries = check_search(segments, queries, k, allowed, excluded)
     best = [_Best(k + MARGIN) for _ in queries]
-    for ids_n, values_nQ, norms_n in scan(segments, queries, block_rows, allowed=allowed, excluded=excluded):
+    sources, signs = _mirrored(queries)
+    multiplied = sorted(set(sources))
+    columns = [multiplied.index(source) for source in sources]
+    blocks = scan(segments, queries[multiplied], block_rows, allowed=allowed, excluded=excluded)
+    for ids_n, values_nQ, norms_n in blocks:
         values_Qn = np.ascontiguousarray((values_nQ * row_factors(norms_n, row_scale)[:, None]).T)
-        for kept, values_n in zip(best, values_Qn, strict=True):
-            kept.push(ids_n, values_n)
+        for kept, column, sign in zip(best, columns, signs, strict=True):
+            kept.push(ids_n, values_Qn[column] if sign > 0 else -values_Qn[column])
     if not best:
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
     ids_QK = np.stack([kept.ids() for kept in best])
     return rank(ids_QK, exact_values(segments, queries, ids_QK, row_scale=row_scale), k)
+
+
+def _mirrored(queries_QD: np.ndarray) -> tuple[list[int], list[int]]:
+    """For each query the one whose products serve for it, as they are (1) or negated (-1): the first of q and -q."""
+    seen: dict[bytes, int] = {}
+    sources, signs = [], []
+    for at, query_D in enumerate(queries_QD):
+        other = seen.get((-query_D).tobytes())
+        seen.setdefault(query_D.tobytes(), at)
+        sources.append(at if other is None else other)
+        signs.append(1 if other is None else -1)
+    return sources, signs
 
 
 class _Best:
@@ -294,7 +309,7 @@ def check_filter(*filters: np.ndarray | None) -> None:
     for ids in filters:
         if ids is None:
             continue
-        if ids.dtype != np.int64 or ids.ndim != 1 or (np.diff(ids) < 0).any():
+        if ids.dtype != np.int64 or ids.ndim != 1 or (ids[1:] < ids[:-1]).any():
             raise ValueError(f"a filter must be one ascending row of int64 ids, got {ids.dtype} {ids.shape}: sort it")
 
 
@@ -307,3 +322,14 @@ def check_queries(segments: Sequence[Segment], queries: np.ndarray) -> np.ndarra
         if segment.width != queries_QD.shape[1]:
             raise ValueError(f"queries are {queries_QD.shape[1]} wide, {segment.directory} holds {segment.width}")
     return queries_QD
+
+
+def check_search(
+    segments: Sequence[Segment], queries: np.ndarray, k: int, allowed: np.ndarray | None, excluded: np.ndarray | None
+) -> np.ndarray:
+    """What every search demands of its arguments: returns and raises as `check_queries` does, and ValueError for a
+    negative k or a filter that is not ascending."""
+    if k < 0:
+        raise ValueError(f"k must not be negative, got {k}")
+    check_filter(allowed, excluded)
+    return check_queries(segments, queries)

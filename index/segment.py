@@ -33,7 +33,7 @@ The format, "forvalue-segment/2". A segment is a directory that holds two safete
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ from safetensors.numpy import save
 
 from index.errors import StoredFileError
 from index.factors import QuantizedFactors, band_edges
-from index.packing import MAX_TOKEN_ID, pack, unpack
+from index.packing import MAX_TOKEN_ID, Planes, pack, planes_of, unpack
 from index.rare_tokens import RARE_TOKENS_FILE, RareTokens, rare_tokens
 from index.stored import MappedTensors, StoredFile, fsync_directory, hash_file, verify_files, write_durably
 
@@ -52,6 +52,7 @@ __all__ = [
     "Segment",
     "SegmentArrays",
     "StoredFile",
+    "gather_factors",
     "hash_file",
     "verify_files",
     "write_segment",
@@ -298,6 +299,11 @@ class Segment:
         return array
 
     @cached_property
+    def num_tokens_of(self) -> np.ndarray:
+        """Tokens of each sample: int64 [N]."""
+        return np.diff(self._edges[0])
+
+    @cached_property
     def _edges(self) -> tuple[np.ndarray, np.ndarray]:
         """Where samples' tokens start, and their packed bytes: int64 [N + 1] each."""
         edges = self._factors.array("offsets").copy(), self._factors.array("places").copy()
@@ -336,18 +342,42 @@ class Segment:
 
         Raises IndexError beyond the last, and StoredFileError where the bytes are damaged.
         """
+        return gather_factors([(self, row)])
+
+    @cached_property
+    def _packed(self) -> memoryview:
+        packed: memoryview = self._factors.array("packed").data
+        return packed
+
+    @cached_property
+    def _steps(self) -> np.ndarray:
+        steps: np.ndarray = self._factors.array("steps")
+        return steps
+
+    def _planes(self, row: int) -> Planes:
         if not 0 <= row < self.num_samples:
             raise IndexError(f"row {row} of a segment of {self.num_samples} samples")
         offsets, places = self._edges
-        packed = self._factors.array("packed")[places[row] : places[row + 1]]
-        num_tokens = int(offsets[row + 1] - offsets[row])
+        packed = self._packed[places[row] : places[row + 1]]
         try:
-            return unpack(packed.data, num_tokens, self.factor_rank, self._factors.array("steps")[row])
+            return planes_of(packed, int(offsets[row + 1] - offsets[row]), self.factor_rank)
         except ValueError as error:
             raise StoredFileError(
                 f"{self._factors.path}: the factors of sample {self.ids[row]} cannot be read ({error}); "
                 "verify the store"
             ) from error
+
+
+def gather_factors(places: Sequence[tuple[Segment, int]]) -> QuantizedFactors:
+    """Return the factors of samples, each a row of a segment, one after the other in this order.
+
+    The segments must have one factor rank, as those of a space do. Raises as `Segment.factors` does.
+    """
+    if not places:
+        return QuantizedFactors.empty()
+    planes = [segment._planes(row) for segment, row in places]
+    steps = np.stack([segment._steps[row] for segment, row in places])
+    return unpack(planes, places[0][0].factor_rank, steps)
 
 
 def _dequantize(quantized_ND: torch.Tensor, scales_N: np.ndarray) -> np.ndarray:

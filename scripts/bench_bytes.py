@@ -25,7 +25,7 @@ from curator.models import CausalLM
 from curator.types import EncodedSample
 from curator.value import Forward, Ranks, calibrate
 from index.factors import ERROR_STEP, KeptErrors, QuantizedFactors, keep_errors, outside, quantize, token_values
-from index.packing import pack, unpack
+from index.packing import pack, planes_of, unpack
 from index.projection import Projection
 
 CHUNK = 50  # samples whose gradients exist at once
@@ -330,8 +330,9 @@ def cost_table(corpus: Corpus) -> list[Point]:
     samples = timed("quantize", lambda: quantize(corpus.hidden[part], kept, counts))  # type: ignore[arg-type]
     packed = timed("pack", lambda: [pack(sample) for sample in samples])  # type: ignore[attr-defined]
     rank = corpus.hidden.shape[1]
-    pairs = [(data, len(one), rank, one.steps[0]) for data, one in zip(packed, samples, strict=True)]  # type: ignore[call-overload]
-    read = timed("unpack", lambda: QuantizedFactors.concatenate([unpack(*pair) for pair in pairs]))
+    steps = np.stack([one.steps[0] for one in samples])  # type: ignore[attr-defined]
+    frames = [(data, len(one), rank) for data, one in zip(packed, samples, strict=True)]  # type: ignore[call-overload]
+    read = timed("unpack", lambda: unpack([planes_of(*frame) for frame in frames], rank, steps))
     matrix = corpus.narrowed(Ranks().width).outside[0].contiguous()
     timed("token_values", lambda: token_values(read, matrix))  # type: ignore[arg-type]
     print(f"\n{len(counts)} samples, {len(labels):,} counted tokens, {torch.get_num_threads()} thread(s)\n")

@@ -14,6 +14,7 @@ import argparse
 import gzip
 import json
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -54,6 +55,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--few", type=int, default=256, help="rows that make the space before ingest is timed")
+    parser.add_argument("--first", action="store_true", help="time ingests that begin with calibration too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = {"fidelity": fidelity, "ingest": ingest, "compute": compute, "retrieval": retrieval, "kills": kills}
@@ -186,32 +189,44 @@ def _latency(curator: Curator, test: list[dict[str, Any]], args: argparse.Namesp
 
 
 def ingest(args: argparse.Namespace, folder: Path) -> None:
-    """Wall time of a whole ingest over that of `model(**batch)` on the same batches, alternated; medians."""
-    rows = rows_of(args.train, args.rows)
-    data, few = write_rows(folder / "train.jsonl", rows), write_rows(folder / "few.jsonl", rows[:256])
+    """Wall time of a whole ingest over that of `model(**batch)` on the same batches, alternated; medians.
+
+    The space is made first, by an ingest of `--few` rows; each timed ingest fills another dataset of it.
+    """
+    rows = rows_of(args.train, args.rows + args.few)
+    data = write_rows(folder / "train.jsonl", rows[args.few :])
+    few = write_rows(folder / "few.jsonl", rows[: args.few])
+    options = {
+        "model": str(args.model),
+        "positions": args.positions,
+        "batch_tokens": args.batch_tokens,
+        **fields(args),
+    }
+    with Curator.open(folder / "store", device="cpu") as curator:
+        made = curator.ingest(few, dataset="few", **options)
     lm = CausalLM.load(args.model, device="cpu", dtype="float32")
-    samples = encode(args, lm, rows)
-    forward, steady, first = [], [], []
+    samples = encode(args, lm, rows[args.few :])
+    counts: dict[str, list[float]] = {"plain forward": [], "ingest": [], "ingest, beginning with calibration": []}
     for repeat in range(args.repeats):
-        forward.append(_seconds(lambda: _forward_all(lm, samples, args.batch_tokens)))
-        with Curator.open(folder / f"store{repeat}", device="cpu") as curator:
-            options = {
-                "model": str(args.model),
-                "positions": args.positions,
-                "batch_tokens": args.batch_tokens,
-                **fields(args),
-            }
-            curator.ingest(few, dataset="few", **options)  # makes the space
-            steady.append(_seconds(lambda c=curator, o=options: c.ingest(data, dataset="train", **o)))
-        with Curator.open(folder / f"fresh{repeat}", device="cpu") as curator:
-            first.append(_seconds(lambda c=curator, o=options: c.ingest(data, dataset="train", **o)))
-    floor = statistics.median(forward)
-    tokens = sum(sample.num_tokens for sample in samples)
-    print(f"{len(samples):,} samples, {tokens:,} tokens, positions {args.positions}, median of {args.repeats}\n")
+        counts["plain forward"].append(_seconds(lambda: _forward_all(lm, samples, args.batch_tokens)))
+        with Curator.open(folder / "store", device="cpu") as curator:
+            work = lambda c=curator, n=repeat: c.ingest(data, dataset=f"train{n}", **options)  # noqa: E731
+            counts["ingest"].append(_seconds(work))
+        if args.first:
+            with Curator.open(folder / f"fresh{repeat}", device="cpu") as curator:
+                work = lambda c=curator: c.ingest(data, dataset="train", **options)  # noqa: E731
+                counts["ingest, beginning with calibration"].append(_seconds(work))
+    tokens, counted = (sum(getattr(sample, name) for sample in samples) for name in ("num_tokens", "num_counted"))
+    print(f"{len(samples):,} samples, {tokens:,} tokens, {counted:,} counted, positions {args.positions}, ", end="")
+    print(f"calibration on {args.few} samples {made.calibration_seconds:.1f} s, median of {args.repeats}\n")
     print("| | seconds | tokens/s | over plain forward |\n|---|---|---|---|")
-    for name, times in (("plain forward", forward), ("ingest, space exists", steady), ("first ingest", first)):
-        taken = statistics.median(times)
-        print(f"| {name} | {taken:.1f} | {tokens / taken:,.0f} | {taken / floor:.2f} |")
+    for name, times in counts.items():
+        if times:
+            taken = statistics.median(times)
+            ratio = statistics.median([a / b for a, b in zip(times, counts["plain forward"], strict=True)])
+            print(f"| {name} | {taken:.1f} | {tokens / taken:,.0f} | {ratio:.2f} |")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\npeak resident memory of both, the model twice: {peak:.2f} GiB")
 
 
 @torch.inference_mode()
@@ -309,30 +324,39 @@ def kills(args: argparse.Namespace, folder: Path) -> None:
                 *options]  # fmt: skip
 
     seconds = _seconds(lambda: subprocess.run(command("whole"), check=True, stdout=subprocess.DEVNULL))
-    generator, killed = random.Random(0), 0
-    while killed < args.kills:
-        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+    expected = _contents(folder / "whole")
+    generator, num_killed, num_stores, is_equal = random.Random(0), 0, 0, True
+    while num_killed < args.kills:
+        store = f"killed{num_stores}"
+        num_here = _kill_until_done(command(store), generator, min(seconds, 15.0), args.kills - num_killed)
+        num_killed, num_stores = num_killed + num_here, num_stores + 1
+        found = _contents(folder / store)
+        is_equal &= found[0] == expected[0] and np.array_equal(found[1], expected[1])
+    print(f"{num_killed} kills of {num_stores} ingests of {len(expected[0]):,} samples; ", end="")
+    print(f"ids, keys and values (bit for bit) as without: {is_equal}; every store sound")
+
+
+def _kill_until_done(command: list[str], generator: random.Random, seconds: float, most: int) -> int:
+    """Runs a command to its end, killed at most so often at random moments within `seconds`: the number of kills."""
+    for killed in range(most):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            code = process.wait(timeout=generator.uniform(0.2, 1.0) * min(seconds, 15.0))
+            code = process.wait(timeout=generator.uniform(0.1, 0.9) * seconds)
             assert code == 0, f"ingest ended with {code}"
-            break  # all rows are in
+            return killed
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            killed += 1
-    subprocess.run(command("killed"), check=True, stdout=subprocess.DEVNULL)
-    answers = []
-    for store in ("whole", "killed"):
-        with Curator.open(folder / store, device="cpu") as curator:
-            found = list(curator.values(text="How many apples are left?"))
-            answers.append(([(v["id"], v["key"]) for v in found], np.array([v["value"] for v in found])))
-            assert not curator.verify()["problems"], f"{store} is not sound"
-    (ids, values), (ids_killed, values_killed) = answers
-    difference = np.abs(values - values_killed).max() / np.abs(values).max()
-    print(f"{killed} kills, {len(ids):,} samples: ids and keys equal: {ids == ids_killed}; ", end="")
-    print(
-        f"values bit-equal: {np.array_equal(values, values_killed)} (largest difference {difference:.1e} of the range)"
-    )
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return most
+
+
+def _contents(store: Path) -> tuple[list[tuple[int, str]], np.ndarray]:
+    """Ids with keys, and values, of a store that is sound."""
+    with Curator.open(store, device="cpu") as curator:
+        assert not curator.verify()["problems"], f"{store} is not sound"
+        found = list(curator.values(text="How many apples are left?"))
+        return [(v["id"], v["key"]) for v in found], np.array([v["value"] for v in found])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests.stores import CORPUS, QUESTION, SIZE, VALIDATION, add
 ITEM = {"id", "key", "dataset", "label", "value", "percentile", "text", "meta"}
 HOW = {
     "space", "method", "damping", "tier", "candidates", "rare_candidates", "index", "num_samples", "num_eligible",
-    "where", "captured", "percentiles", "seconds",
+    "where", "captured", "percentiles", "seconds", "trust",
 }  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 

@@ -1,6 +1,6 @@
-"""The bundled demo: small, trained, and made by the script that says so."""
+"""The bundled demo: small, trained, and made by the scripts that say so."""
 
-import importlib.util
+import importlib
 import json
 import math
 import sys
@@ -15,19 +15,29 @@ from transformers.utils import logging
 
 from curator import demo
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "train_demo_model.py"
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 MAX_BYTES = 3_000_000
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """The training script as a module; scripts/ is no package."""
-    spec = importlib.util.spec_from_file_location("train_demo_model", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """The two scripts as modules; scripts/ is no package."""
+    names = ("make_demo_corpus", "train_demo_model")
+    sys.path.insert(0, str(SCRIPTS))
+    yield tuple(importlib.import_module(name) for name in names)
+    sys.path.remove(str(SCRIPTS))
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def texts(scripts) -> ModuleType:
+    return scripts[0]
+
+
+@pytest.fixture(scope="module")
+def training(scripts) -> ModuleType:
+    return scripts[1]
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +60,16 @@ def test_the_demo_is_small_enough_to_ship():
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
 
 
-def test_the_script_makes_the_committed_texts_byte_for_byte(script):
-    assert script.to_jsonl(script.corpus_rows()).encode() == demo.CORPUS.read_bytes()
-    assert set(demo.VALIDATION) == set(script.VALIDATION_TASKS)
-    for task in script.TASKS:
+def test_the_script_makes_the_committed_texts_byte_for_byte(texts):
+    assert texts.to_jsonl(texts.corpus_rows()).encode() == demo.CORPUS.read_bytes()
+    assert set(demo.VALIDATION) == set(texts.VALIDATION_TASKS)
+    for task in texts.TASKS:
         if task.name in demo.VALIDATION:
-            assert script.to_jsonl(script.validation_rows(task)).encode() == demo.VALIDATION[task.name].read_bytes()
+            assert texts.to_jsonl(texts.validation_rows(task)).encode() == demo.VALIDATION[task.name].read_bytes()
 
 
-def test_another_seed_makes_another_corpus(script):
-    assert script.corpus_rows(seed=1) != script.corpus_rows()
+def test_another_seed_makes_another_corpus(texts):
+    assert texts.corpus_rows(seed=1) != texts.corpus_rows()
 
 
 def test_ids_and_prompts_of_the_corpus_are_unique_and_15_percent_is_wrong():
@@ -68,9 +78,9 @@ def test_ids_and_prompts_of_the_corpus_are_unique_and_15_percent_is_wrong():
     assert sum(row["is_wrong"] for row in rows) == 90
 
 
-def test_a_wrong_answer_is_never_the_right_one(script):
-    for task in script.TASKS:
-        assert all(draw.wrong != draw.right for draw in script.distinct_draws(task, script.SEED))
+def test_a_wrong_answer_is_never_the_right_one(texts):
+    for task in texts.TASKS:
+        assert all(draw.wrong != draw.right for draw in texts.distinct_draws(task, texts.SEED))
 
 
 @pytest.mark.parametrize("task", demo.VALIDATION)
@@ -80,10 +90,10 @@ def test_validation_rows_are_correct_rows_of_one_task_outside_the_corpus(task):
     assert not {row["prompt"] for row in rows} & {row["prompt"] for row in read(demo.CORPUS)}
 
 
-def test_no_held_out_prompt_is_trained_on(script):
-    stream = script.training_rows()
+def test_no_held_out_prompt_is_trained_on(texts):
+    stream = texts.training_rows()
     trained = {next(stream)["prompt"] for _ in range(20_000)}
-    assert not any(row["prompt"] in trained for task in script.TASKS for row in script.held_out_rows(task))
+    assert not any(row["prompt"] in trained for task in texts.TASKS for row in texts.held_out_rows(task))
 
 
 def test_the_model_is_a_float32_llama_with_tied_embeddings(model, tokenizer):
@@ -100,20 +110,20 @@ def test_the_tokenizer_puts_bos_in_front_and_reads_any_text_back(tokenizer):
         assert tokenizer.decode(ids[1:]) == text
 
 
-def test_right_answers_are_far_likelier_than_wrong_ones_and_than_chance(script, model, tokenizer):
+def test_right_answers_are_far_likelier_than_wrong_ones_and_than_chance(texts, training, model, tokenizer):
     chance = math.log(model.config.vocab_size)
     rows = read(demo.CORPUS)
-    for task in script.TASKS:
+    for task in texts.TASKS:
         of_task = [row for row in rows if row["task"] == task.name]
-        right = script.response_loss(model, tokenizer, [row for row in of_task if not row["is_wrong"]])
-        wrong = script.response_loss(model, tokenizer, [row for row in of_task if row["is_wrong"]])
+        right = training.response_loss(model, tokenizer, [row for row in of_task if not row["is_wrong"]])
+        wrong = training.response_loss(model, tokenizer, [row for row in of_task if row["is_wrong"]])
         assert right < 0.1 * chance
         assert right < 0.2 * wrong
 
 
 @pytest.mark.parametrize("task", demo.VALIDATION)
-def test_the_model_answers_held_out_prompts(task, script, model, tokenizer):
-    assert script.accuracy(model, tokenizer, read(demo.VALIDATION[task])) > 0.9
+def test_the_model_answers_held_out_prompts(task, training, model, tokenizer):
+    assert training.accuracy(model, tokenizer, read(demo.VALIDATION[task])) > 0.9
 
 
 def test_generate_gives_the_answer_and_stops(model, tokenizer):
@@ -123,8 +133,8 @@ def test_generate_gives_the_answer_and_stops(model, tokenizer):
     assert ids[0, -1] == tokenizer.eos_token_id
 
 
-def test_encoding_marks_where_the_response_begins(script, tokenizer):
+def test_encoding_marks_where_the_response_begins(training, tokenizer):
     row = {"prompt": "What is 4 plus 7?", "response": " 11"}
-    [(ids, start)] = script.encode(tokenizer, [row])
+    [(ids, start)] = training.encode(tokenizer, [row])
     assert tokenizer.decode(ids[start:-1]) == " 11"
     assert ids == [*tokenizer(row["prompt"] + row["response"])["input_ids"], tokenizer.eos_token_id]

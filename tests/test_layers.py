@@ -25,12 +25,13 @@ LAYERS = [
         "curator.export",
         "curator.doctor",
     },
+    {"curator.select"},
     {"curator.service"},
     {"curator", "curator.cli", "curator.__main__"},
 ]
 # The store's parts speak to the database in SQLAlchemy sessions; everything above the service does not.
 SQL = ("curator.metadata", "curator.store", "curator.space", "curator.service", "curator.ingest", "curator.query",
-       "curator.verify", "curator.compact", "curator.refit")  # fmt: skip
+       "curator.verify", "curator.compact", "curator.refit", "curator.select")  # fmt: skip
 HOMES = {
     "faiss": ("index",),
     "sqlalchemy": (*SQL, "curator.cli.main"),  # main names its errors
@@ -43,7 +44,7 @@ HOMES = {
     "rich": ("curator.cli",),
     "filelock": ("curator.store",),
     "zstandard": ("index.packing",),
-    "pyarrow": ("curator.sources", "curator.export", "curator.query.results"),
+    "pyarrow": ("curator.sources", "curator.export", "curator.select", "curator.query.results"),
     "pandas": ("curator.query.results",),
 }
 

@@ -11,10 +11,13 @@ import sys
 import click
 
 from curator import __version__
+from curator.cli.explain import explain
 from curator.cli.ingest import ingest
 from curator.cli.printable import printable
+from curator.cli.queries import queries
 from curator.cli.query import query, values
 from curator.cli.refit import refit
+from curator.cli.select import select
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
 from curator.errors import CuratorError
 
@@ -35,7 +38,10 @@ def cli() -> None:
     """
 
 
-for command in (ingest, query, values, status, quarantined, delete, restore, compact, refit, verify, doctor, db):
+for command in (
+    *(ingest, query, queries, explain, select, values, status, quarantined, delete, restore, compact, refit, verify),
+    *(doctor, db),
+):
     cli.add_command(command)
 
 

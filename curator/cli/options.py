@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-__all__ = ["field_options", "json_option", "model_options", "query_options", "store_option"]
+__all__ = [
+    "field_options",
+    "json_option",
+    "method_options",
+    "model_options",
+    "query_options",
+    "saved_options",
+    "store_option",
+]
 
 Command = Callable[..., Any]
 
@@ -40,14 +48,17 @@ model_options = _all(
     click.option("--model", metavar="MODEL", help="A model's directory, or its name on the Hugging Face hub."),
     _device,
 )
-query_options = _all(
+_space = click.option("--space", metavar="FINGERPRINT", help="Its first characters. [default: the newest space]")
+asked_options = _all(
     click.option("--text", metavar="T", help="Value against this text."),
     click.option("--prompt", metavar="P", help="Value against a response to this prompt (with --response)."),
     click.option("--response", metavar="R", help="The response; only its tokens count."),
     click.option("--data", multiple=True, metavar="FILE", help="Value against the rows of a file: their mean."),
+    click.option("--saved", metavar="NAME", help="Value against a saved query (curator queries save)."),
+    click.option("--expr", metavar="E", help="""Value against saved queries, as in: "good - 0.5 * bad"."""),
     field_options,
-    click.option("--each", is_flag=True, help="One answer for every row of --data."),
-    click.option("--by", metavar="COLUMN", help="One answer for every value of this column of --data."),
+)
+method_options = _all(
     click.option(
         "--method",
         type=click.Choice(["raw", "cosine", "preconditioned"]),
@@ -56,7 +67,14 @@ query_options = _all(
         help="raw: the paper's value. cosine: free of length. preconditioned: an influence function of the last layer.",
     ),
     click.option("--damping", type=float, default=10.0, show_default=True, help="Larger is nearer to raw."),
+)
+saved_options = _all(asked_options, _space, model_options)
+query_options = _all(
+    asked_options,
+    click.option("--each", is_flag=True, help="One answer for every row of --data."),
+    click.option("--by", metavar="COLUMN", help="One answer for every value of this column of --data."),
+    method_options,
     click.option("--where", metavar="FILTER", help="""Only samples like: label = "x" and num_tokens < 200"""),
-    click.option("--space", metavar="FINGERPRINT", help="Its first characters. [default: the newest space]"),
+    _space,
     model_options,
 )

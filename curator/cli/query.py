@@ -25,6 +25,20 @@ __all__ = ["query", "values"]
     help="Candidates at each end that are rescored from their factors; rare labels add up to a quarter more.",
 )
 @click.option("--exact", is_flag=True, help="Rescore the candidates by running them through the model again.")
+@click.option(
+    "--trust",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    metavar="N",
+    help="Run N random samples too, and tell how many of the true best are shown, with 95 % confidence.",
+)
+@click.option(
+    "--certify",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    metavar="N",
+    help="Run up to N more at each end, until the stored norms rule out that anything is missed.",
+)
 @click.option("--tokens", is_flag=True, help="With --json: the value of every item split over its tokens.")
 @json_option
 def query(store: str, device: str, tokens: bool, as_json: bool, **question: Any) -> int:

@@ -9,7 +9,7 @@ from rich.text import Text
 from curator.cli.printable import printable
 from curator.query.results import QueryResult, ScoredSample, TokenValue
 
-__all__ = ["highlighted", "show"]
+__all__ = ["before_counted", "highlighted", "shaded", "show"]
 
 _MOST_CHARACTERS = 240
 _HELP = ("", "on dark_green", "on green4", "bold white on green3")
@@ -27,8 +27,9 @@ def show(result: QueryResult, console: Console | None = None) -> None:
 
 
 def _query_text(query: dict[str, Any]) -> str:
-    if "text" in query:
-        what = query["text"]
+    named = query.get("text") or query.get("saved") or query.get("expr")
+    if named:
+        what = named
     elif "prompt" in query:
         what = f"{query['prompt']}{query['response']}"
     else:
@@ -60,24 +61,27 @@ def _table(title: str, items: list[ScoredSample]) -> Table:
 def highlighted(item: ScoredSample) -> Text:
     """The sample's text, each counted token shaded by its part of the value; long texts cut around the strongest."""
     tokens = item.tokens or []
-    uncounted = _before(item.text, tokens)
+    uncounted = before_counted(item.text, [token.text for token in tokens])
     strongest = max((abs(token.value) for token in tokens), default=0.0) or 1.0
     start, stop = _window(tokens)
     text = Text(printable(uncounted)[-100:] if start == 0 else "...", style="dim")
     for token in tokens[start:stop]:
-        level = min(3, int(4 * abs(token.value) / strongest))
-        style = (_HELP if token.value > 0 else _HURT)[level]
-        text.append(printable(token.text), style=style or "not dim")
+        text.append(printable(token.text), style=shaded(token.value, strongest) or "not dim")
     return text.append("..." if stop < len(tokens) else "")
 
 
-def _before(text: str, tokens: list[TokenValue]) -> str:
+def shaded(value: float, strongest: float) -> str:
+    """The style of a token by its share of the strongest one's part: green helps, red hurts; weak ones have none."""
+    level = min(3, int(4 * abs(value) / (strongest or 1.0)))
+    return (_HELP if value > 0 else _HURT)[level]
+
+
+def before_counted(text: str, pieces: list[str]) -> str:
     """What stands in the text before its counted tokens: the prompt. The last token may be an end that no text has."""
-    pieces = [token.text for token in tokens]
     for counted in ("".join(pieces).strip(), "".join(pieces[:-1]).strip()):
         if counted and text.rstrip().endswith(counted):
             return text.rstrip()[: -len(counted)]
-    return "" if tokens else text
+    return "" if pieces else text
 
 
 def _window(tokens: list[TokenValue]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The demo that ships with the package: a small model, a corpus with known mistakes, validation sets.
 
-`scripts/train_demo_model.py` writes all of it. Rows have `id`, `prompt`, `response`, `task` and `is_wrong`.
+`scripts/make_demo_corpus.py` and `scripts/train_demo_model.py` write all of it. Rows have `id`, `prompt`, `response`,
+`task` and `is_wrong`.
 """
 
 from pathlib import Path

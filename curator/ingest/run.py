@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -94,7 +94,7 @@ def ingest(
             loaded = _load(session, model, revision, options)
             space = existing_space(session, loaded) or _new_space(store, session, loaded, paths, fields, options, meter)
             session.commit()
-            _run(store, loaded, space, read_samples(paths, fields), dataset, fields.label is not None, options, meter)
+            _run(store, loaded, space, read_samples(paths, fields), dataset, fields, options, meter)
         except KeyboardInterrupt:
             session.rollback()
             report.is_interrupted = True
@@ -151,20 +151,31 @@ def _run(
     space: Space,
     items: Iterator[Sample | BadRow],
     dataset: str,
-    has_label: bool,
+    fields: Fields,
     options: IngestOptions,
     meter: Meter,
 ) -> None:
     """Three at once: one thread reads and encodes ahead, the model computes, one thread writes and commits behind."""
     meter.report.space = space.fingerprint
     with store.session() as session:
-        numbers = RowNumbers.load(session, space.id, dataset_named(session, dataset))
+        known = dataset_named(session, dataset)
+        known.fields = {role: name for role, name in asdict(fields).items() if name is not None}
+        numbers = RowNumbers.load(session, space.id, known)
         first_new_id = next_sample_id(session)
         session.commit()  # the dataset's row: a transaction left open would lock the writer out
 
     def windows() -> Generator[Window, None, None]:
         with store.session() as session:  # of the thread that runs this
-            intake = Intake(session, loaded.encoder, numbers, meter, dataset, has_label, first_new_id, writer.committed)
+            intake = Intake(
+                session,
+                loaded.encoder,
+                numbers,
+                meter,
+                dataset,
+                fields.label is not None,
+                first_new_id,
+                writer.committed,
+            )
             most = {"most_samples": options.segment_samples, "most_tokens": options.segment_tokens}
             yield from intake.windows(items, **most)
 

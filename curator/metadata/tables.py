@@ -1,4 +1,4 @@
-"""The schema: what the store knows about spaces, datasets, samples, segments and quarantined rows.
+"""The schema: what the store knows about spaces, datasets, samples, segments, quarantined rows and saved queries.
 
 Changes go through a revision in migrations/; `curator db check` compares the two. Times are UTC.
 """
@@ -18,6 +18,9 @@ __all__ = [
     "Extent",
     "Quarantined",
     "Sample",
+    "SavedQuery",
+    "SavedRepresentation",
+    "SavedTop",
     "Segment",
     "Space",
 ]
@@ -97,6 +100,7 @@ class Dataset(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(sa.String(200), unique=True)
     next_row: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    fields: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON)  # the columns of its newest source, by role
     created_at: Mapped[datetime]
 
 
@@ -173,4 +177,47 @@ class Quarantined(Base):
     row: Mapped[int] = mapped_column(sa.BigInteger)
     reason: Mapped[str] = mapped_column(sa.Text)
     excerpt: Mapped[str] = mapped_column(sa.Text)
+    created_at: Mapped[datetime]
+
+
+class SavedQuery(Base):
+    """A query under a name: weighted means of samples, which are kept as text for the spaces still to come."""
+
+    __tablename__ = "saved_queries"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(200), unique=True)
+    description: Mapped[dict[str, Any]]  # as it stands in an answer
+    parts: Mapped[list[dict[str, Any]]]  # {"weight", "samples": [{"text"} or {"prompt", "response"}]}
+    num_samples: Mapped[int]
+    num_tokens: Mapped[int]
+    created_at: Mapped[datetime]
+
+
+class SavedRepresentation(Base):
+    """A saved query as one space sees it: a file in queries/, which serves without the model."""
+
+    __tablename__ = "saved_representations"
+    __table_args__ = (sa.UniqueConstraint("query_id", "space"),)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    query_id: Mapped[int] = mapped_column(sa.ForeignKey("saved_queries.id"))
+    space: Mapped[str] = mapped_column(sa.String(64), index=True)  # the fingerprint: a refit makes another
+    file: Mapped[str] = mapped_column(sa.String(100), unique=True)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    num_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime]
+
+
+class SavedTop(Base):
+    """Both ends of a saved query's answer as they were after an ingest, to tell what a grown corpus changed."""
+
+    __tablename__ = "saved_tops"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    query_id: Mapped[int] = mapped_column(sa.ForeignKey("saved_queries.id"), index=True)
+    space: Mapped[str] = mapped_column(sa.String(64))
+    num_samples: Mapped[int] = mapped_column(sa.BigInteger)  # in the space, not deleted
+    helpful: Mapped[list[dict[str, Any]]]  # {"id", "key", "value"}, best first
+    harmful: Mapped[list[dict[str, Any]]]  # worst first
     created_at: Mapped[datetime]

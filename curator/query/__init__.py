@@ -1,16 +1,20 @@
 """Queries: what to value against, the answer, and the value of every sample."""
 
 from curator.query.answer import Answering, QueryOptions
+from curator.query.explain import Explanation, explain
 from curator.query.indexes import refresh_indexes
 from curator.query.inputs import Query, QueryInput, read_queries
-from curator.query.question import Asked, Question, parts_of
+from curator.query.question import Asked, OneQuestion, Question, parts_of
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
+from curator.query.saved import record_tops, save_query
 from curator.query.values import value_rows
 
 __all__ = [
     "Answering",
     "Asked",
+    "Explanation",
     "How",
+    "OneQuestion",
     "Query",
     "QueryInput",
     "QueryOptions",
@@ -18,8 +22,11 @@ __all__ = [
     "Question",
     "ScoredSample",
     "TokenValue",
+    "explain",
     "parts_of",
     "read_queries",
+    "record_tops",
     "refresh_indexes",
+    "save_query",
     "value_rows",
 ]

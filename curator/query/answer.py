@@ -16,11 +16,14 @@ from sqlalchemy.orm import Session
 from curator.errors import CuratorError, EmptyQueryError, IntegrityError, UsageError
 from curator.metadata.samples import count_elsewhere, deleted_ids, live_ids, rows_by_id
 from curator.metadata.tables import Space
-from curator.models import CausalLM, CountedHidden, Encoder
+from curator.models import CountedHidden
 from curator.query.indexes import SpaceIndexes
 from curator.query.inputs import Query
 from curator.query.percentiles import Corpus, Distribution, Ends
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
+from curator.query.saved import represent_saved
+from curator.query.trust import Trust, bounds_of, check_end
+from curator.space import ModelOfSpace
 from curator.store import Store
 from curator.types import EncodedSample, Sample
 from curator.value import (
@@ -30,6 +33,7 @@ from curator.value import (
     Method,
     PreparedQuery,
     QueryGradient,
+    QueryRepresentation,
     prepare,
     represent,
 )
@@ -38,7 +42,7 @@ from index.factors import QuantizedFactors, token_values
 from index.projection import Projection
 from index.rare_scan import rare_candidates
 from index.scan import RowScale, row_factors
-from index.segment import Segment
+from index.segment import Segment, gather_factors
 
 __all__ = ["Answering", "QueryOptions"]
 
@@ -58,9 +62,18 @@ class QueryOptions:
     rerank: int = 100  # candidates of the sketch at each end that are rescored from their factors; 0: none
     exact: bool = False  # rescore the candidates by running them through the model
     tokens: bool = False  # split the value of each item over its tokens
+    trust: int = 0  # samples to run at random, half for each end, to tell how many of the true best are shown
+    certify: int = 0  # or samples to run at most at each end until the answer is certain
+
+    @property
+    def is_run(self) -> bool:
+        """Whether samples are run through the model for it."""
+        return bool(self.exact or self.trust or self.certify)
 
     def __post_init__(self) -> None:
-        for name in ("top", "harmful", "rerank"):
+        if self.trust and self.certify:
+            raise UsageError("--trust and --certify exclude each other: random samples, or the highest bounds first")
+        for name in ("top", "harmful", "rerank", "trust", "certify"):
             value = getattr(self, name)
             if not 0 <= value <= 10_000:
                 raise UsageError(f"--{name} must be 0 to 10,000, got {value}; for the whole corpus use: curator values")
@@ -88,31 +101,48 @@ class Answering:
         store: Store,
         session: Session,
         space: Space,
-        lm: CausalLM,
-        encoder: Encoder,
+        model: ModelOfSpace,
         former: "Answering | None" = None,
     ):
         """`former` answered before the store changed: index shards that still fit are taken over from it."""
-        self.store, self.session, self.space, self.lm, self.encoder = store, session, space, lm, encoder
-        self.projection: Projection = store.projection(space).to(lm.device)
+        self.store, self.session, self.space, self.model = store, session, space, model
+        self.projection: Projection = store.projection(space).to(model.device)
         self.segments = store.segments(session, space.id)
         self.deleted = deleted_ids(session, space.id)
         self.corpus = Corpus(self.segments, self.deleted)
         self.num_elsewhere = count_elsewhere(session, space.id)
-        self.forward = Forward(lm)
+        self._forward: Forward | None = None
         self._first_ids = np.array([s.ids[0] for s in self.segments if s.num_samples], dtype=np.int64)
         self.indexes: SpaceIndexes = SpaceIndexes(
-            store, space, self.segments, lm.device, former.indexes if former else None
+            store, space, self.segments, model.device, former.indexes if former else None
         )
 
-    def prepare(self, query: Query, method: Method, damping: float) -> tuple[PreparedQuery, dict[str, Any]]:
-        """The query's gradient under a method, and what the answer says about the query."""
-        results = self.encoder.encode(query.samples)
+    @property
+    def forward(self) -> Forward:
+        """The forward pass; the model is loaded by the first."""
+        if self._forward is None:
+            self._forward = Forward(self.model.lm)
+        return self._forward
+
+    def prepare(
+        self, query: Query, method: Method, damping: float, *, exact: bool = False
+    ) -> tuple[PreparedQuery, dict[str, Any]]:
+        """The query under a method, and what the answer says about the query. `exact`: with its whole gradient."""
+        if query.saved:
+            represented, description = represent_saved(self, query.saved, is_whole=exact)
+        else:
+            represented, description = self.represent(query)
+        return prepare(represented, self.projection, method, damping), query.description | description
+
+    def represent(self, query: Query) -> tuple[QueryRepresentation, dict[str, Any]]:
+        """The mean of a query's samples, run through the model, and their counts."""
+        encoder = self.model.encoder
+        results = encoder.encode(query.samples)
         encoded = [item for item in results if isinstance(item, EncodedSample)]
         problems = [bad.reason for bad in query.skipped] + [item for item in results if isinstance(item, str)]
         if not encoded:
             raise EmptyQueryError(f"the query has no counted token: {problems[-1]}")
-        gradient = QueryGradient(self.lm.head)
+        gradient = QueryGradient(self.model.lm.head)
         for batch in self.forward.hidden(encoded):
             gradient.add(batch)
         too_large = len(encoded) - gradient.num_samples
@@ -120,20 +150,17 @@ class Answering:
             problems += ["out of memory: a sample does not fit alone"] * too_large
         if not gradient.num_samples:
             raise EmptyQueryError(f"no sample of the query can be run: {problems[-1]}")
-        prepared = prepare(gradient.mean(), self.projection, method, damping)
-        description = {
-            **query.description,
+        return QueryRepresentation.of(gradient.mean(), self.projection), {
             "num_samples": gradient.num_samples,
             "num_tokens": gradient.num_tokens,
             "num_skipped": len(problems),
             "num_truncated": sum(sample.is_truncated for sample in encoded),
         }
-        return prepared, description
 
     def answer(self, query: Query, options: QueryOptions) -> QueryResult:
         """The most helpful and most harmful samples for a query."""
         started = time.perf_counter()
-        prepared, description = self.prepare(query, options.method, options.damping)
+        prepared, description = self.prepare(query, options.method, options.damping, exact=options.is_run)
         allowed = None if options.where is None else live_ids(self.session, self.space.id, options.where)
         found = self._search(prepared, options, allowed)
         values = self._exact(prepared, list(found.values)) if options.exact else found.values
@@ -144,12 +171,15 @@ class Answering:
             sorted(values.items(), key=lambda item: (-item[1], item[0]))[: options.top],
             sorted(values.items(), key=lambda item: (item[1], item[0]))[: options.harmful],
         )
+        trust = None
+        if options.trust or options.certify:
+            ends, trust = self._check(prepared, ends, options, allowed)
         helpful, harmful = (self._items(end, distribution, prepared, options) for end in ends)
         how = How(
             space=self.space.fingerprint,
             method=options.method,
             damping=options.damping if options.method == "preconditioned" else None,
-            tier="exact" if options.exact else "factors" if options.rerank else "sketch",
+            tier="exact" if options.exact or trust else "factors" if options.rerank else "sketch",
             candidates=len(values) if options.exact or options.rerank else 0,
             rare_candidates=found.num_rare,
             index=found.index,
@@ -158,9 +188,38 @@ class Answering:
             where=options.where,
             captured=prepared.captured,
             percentiles=distribution.described,
+            trust=None if trust is None else {end: one.to_dict() for end, one in trust.items()},
             seconds=time.perf_counter() - started,
         )
-        return QueryResult(description, helpful, harmful, how, self._notes(query, description, how))
+        notes = self.notes(query, description, captured=how.captured)
+        if not how.num_eligible:
+            notes.append("no sample matches the filter" if how.where else "the space holds no sample")
+        notes += [one.describe(end) for end, one in (trust or {}).items()]
+        return QueryResult(description, helpful, harmful, how, notes)
+
+    def _check(
+        self,
+        prepared: PreparedQuery,
+        ends: tuple[list[tuple[int, float]], list[tuple[int, float]]],
+        options: QueryOptions,
+        allowed: np.ndarray | None,
+    ) -> tuple[tuple[list[tuple[int, float]], list[tuple[int, float]]], dict[str, Trust]]:
+        """Both ends at the exact tier, and how far to trust each (curator/query/trust.py)."""
+        bounds = bounds_of(self.segments, prepared, _row_scale(prepared), allowed=allowed, excluded=self.deleted)
+        known: dict[int, float] = {}
+
+        def score(ids: Sequence[int]) -> dict[int, float]:
+            missing = [id_ for id_ in ids if id_ not in known]
+            if missing:
+                known.update(self._exact(prepared, missing))
+            return {id_: known[id_] for id_ in ids}
+
+        found = [
+            check_end(bounds, [id_ for id_, _ in end], sign, score, options)
+            for end, sign in zip(ends, (1, -1), strict=True)
+        ]
+        (helpful, of_helpful), (harmful, of_harmful) = found
+        return (helpful, harmful), {"helpful": of_helpful, "harmful": of_harmful}
 
     def _search(self, prepared: PreparedQuery, options: QueryOptions, allowed: np.ndarray | None) -> _Found:
         """Candidates of both ends with their values, rescored unless rerank is 0 or they go on to the exact tier."""
@@ -206,16 +265,40 @@ class Answering:
         segment = self.segments[int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1]
         return segment, int(np.searchsorted(segment.ids, sample_id))
 
+    def factors_of(self, sample_id: int) -> QuantizedFactors:
+        """A sample's stored factors."""
+        segment, row = self._place(sample_id)
+        return segment.factors(row)
+
+    def norm_of(self, sample_id: int) -> float:
+        """A sample's ||G||."""
+        segment, row = self._place(sample_id)
+        return float(segment.norms[row])
+
+    def run(self, ids: list[int]) -> CountedHidden:
+        """Stored samples, run through the model again in one batch."""
+        return self.model.lm.hidden(self._encode_again(ids))
+
+    def value_of(self, prepared: PreparedQuery, sample_id: int, *, exact: bool) -> float:
+        """One sample's value, as a query would answer it at that tier."""
+        if exact:
+            return self._exact(prepared, [sample_id])[sample_id]
+        segment, row = self._place(sample_id)
+        sketch = segment.sketches(row, row + 1)[0].astype(np.float64)
+        inside = float(sketch @ prepared.search) * float(
+            row_factors(segment.norms[row : row + 1], _row_scale(prepared))[0]
+        )
+        return self._rerank(prepared, {sample_id: inside})[sample_id]
+
     def _rerank(self, prepared: PreparedQuery, values: dict[int, float]) -> dict[int, float]:
         """Adds what lies outside the sketch, from the candidates' factors (index/factors.py)."""
         if not values:
             return values
-        ids = list(values)
+        ids = sorted(values)  # as they lie on disk
         places = [self._place(id_) for id_ in ids]
-        parts = [segment.factors(row) for segment, row in places]
-        per_token = token_values(QuantizedFactors.concatenate(parts), prepared.outside).astype(np.float64)
-        ends = np.cumsum([len(part) for part in parts])
-        outside = np.diff(np.concatenate([[0.0], np.cumsum(per_token)[ends - 1]]))
+        per_token = token_values(gather_factors(places), prepared.outside).astype(np.float64)
+        ends = np.cumsum([0] + [segment.num_tokens_of[row] for segment, row in places])
+        outside = np.diff(np.concatenate([[0.0], np.cumsum(per_token)])[ends])
         norms = np.array([segment.norms[row] for segment, row in places], dtype=np.float32)
         outside = outside * row_factors(norms, _row_scale(prepared))
         return {id_: values[id_] + float(extra) for id_, extra in zip(ids, outside, strict=True)}
@@ -226,7 +309,7 @@ class Answering:
         values: dict[int, float] = {}
 
         def work(batch: Sequence[EncodedSample]) -> np.ndarray:
-            return self._exact_of(prepared, self.lm.hidden(batch))
+            return self._exact_of(prepared, self.model.lm.hidden(batch))
 
         for batch, found in self.forward.run(encoded, work):
             if found is None:
@@ -239,14 +322,16 @@ class Answering:
     @torch.inference_mode()
     def _exact_of(self, prepared: PreparedQuery, hidden: CountedHidden) -> np.ndarray:
         """<G_i, gradient> - taken . sketch_i of each sample of a batch, float64 [B]; G_i is never formed."""
-        block = max(1, MAX_ELEMENTS // self.lm.head.vocab_size)
+        assert prepared.gradient is not None
+        head = self.model.lm.head
+        block = max(1, MAX_ELEMENTS // head.vocab_size)
         per_token = [
-            ((self.lm.head.errors(states, labels)[0] @ prepared.gradient) * states.float()).double().sum(1)
+            ((head.errors(states, labels)[0] @ prepared.gradient) * states.float()).double().sum(1)
             for states, labels in zip(hidden.hidden.split(block), hidden.labels.split(block), strict=True)
         ]
         values = np.array([part.sum().item() for part in torch.cat(per_token).split(hidden.counts)])
         if prepared.taken.any():
-            parts = represent(hidden, self.lm.head, self.projection)
+            parts = represent(hidden, head, self.projection)
             values -= np.array([float(part.sketch.astype(np.float64) @ prepared.taken) for part in parts])
         return values
 
@@ -254,7 +339,7 @@ class Answering:
         rows = rows_by_id(self.session, ids)
         samples = [Sample(text=r.text, prompt=r.prompt, response=r.response) for r in (rows[i][0] for i in ids)]
         encoded = []
-        for id_, item in zip(ids, self.encoder.encode(samples), strict=True):
+        for id_, item in zip(ids, self.model.encoder.encode(samples), strict=True):
             if isinstance(item, str):
                 raise IntegrityError(f"sample {id_} was valued and cannot be encoded now: {item}; run: curator verify")
             encoded.append(item)
@@ -292,22 +377,21 @@ class Answering:
         factors = segment.factors(row)
         values = token_values(factors, prepared.tokens)
         values = values * row_factors(segment.norms[row : row + 1], _row_scale(prepared))
-        texts = self.encoder.token_texts(factors.labels.tolist())
+        texts = self.model.encoder.token_texts(factors.labels.tolist())
         return [TokenValue(text, float(value)) for text, value in zip(texts, values, strict=True)]
 
     @staticmethod
-    def _notes(query: Query, description: dict[str, Any], how: How) -> list[str]:
+    def notes(query: Query, description: dict[str, Any], *, captured: float) -> list[str]:
+        """What a reader of any answer to the query should know of it, in words."""
         notes = []
         if description["num_skipped"]:
             first = query.skipped[0].reason if query.skipped else "no counted token"
             notes.append(f"{description['num_skipped']} rows of the query were skipped ({first})")
         if description["num_truncated"]:
             notes.append(f"{description['num_truncated']} samples of the query were truncated")
-        if not how.num_eligible:
-            notes.append("no sample matches the filter" if how.where else "the space holds no sample")
-        if how.captured < _LOW_CAPTURED:
+        if captured < _LOW_CAPTURED:
             notes.append(
-                f"the sketch sees only {how.captured:.0%} of this query: it is unlike the data that the space was "
+                f"the sketch sees only {captured:.0%} of this query: it is unlike the data that the space was "
                 "calibrated on; look deeper with --rerank 1000, or check with --exact"
             )
         return notes

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import UsageError
+from curator.query.expression import parse_expression
 from curator.sources import check_fields, read_rows, resolve, to_sample
 from curator.types import BadRow, Fields, Row, Sample
 
@@ -15,7 +16,7 @@ __all__ = ["Query", "QueryInput", "read_queries"]
 
 @dataclass(frozen=True)
 class QueryInput:
-    """What the caller gave. Exactly one of `text`, `prompt` with `response`, or `data`."""
+    """What the caller gave. Exactly one of `text`, `prompt` with `response`, `data`, `saved`, or `expr`."""
 
     text: str | None = None
     prompt: str | None = None
@@ -24,15 +25,18 @@ class QueryInput:
     fields: Fields = field(default_factory=Fields)
     each: bool = False  # one query per row
     by: str | None = None  # one query per value of this column
+    saved: str | None = None  # the name of a saved query
+    expr: str | None = None  # an expression over saved queries
 
 
 @dataclass
 class Query:
-    """Samples whose mean is valued against, and a description that stands in the answer."""
+    """What is valued against: the mean of samples, or saved queries with their factors; and its description."""
 
     description: dict[str, Any]
     samples: list[Sample]
     skipped: list[BadRow] = field(default_factory=list)
+    saved: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -43,15 +47,22 @@ class Query:
 
 def read_queries(given: QueryInput) -> Iterator[Query]:
     """The queries of an input, in order. Raises UsageError for a combination that makes none."""
-    kinds = [given.text is not None, given.prompt is not None or given.response is not None, bool(given.data)]
+    has_prompt = given.prompt is not None or given.response is not None
+    kinds = [given.text is not None, has_prompt, bool(given.data), given.saved is not None, given.expr is not None]
     if sum(kinds) != 1:
-        raise UsageError("a query is one of: --text T, --prompt P with --response R, or --data FILE")
+        raise UsageError(
+            "a query is one of: --text T, --prompt P with --response R, --data FILE, --saved NAME, or --expr E"
+        )
     if given.each and given.by:
         raise UsageError("--each and --by exclude each other: one answer a row, or one a group")
     if (given.each or given.by) and not given.data:
         raise UsageError("--each and --by need --data")
     if given.data:
         return _from_data(given)
+    if given.saved is not None:
+        return iter([Query({"saved": given.saved}, [], saved={given.saved: 1.0})])
+    if given.expr is not None:
+        return iter([Query({"expr": given.expr}, [], saved=parse_expression(given.expr))])
     return iter([_from_text(given)])
 
 

@@ -10,11 +10,11 @@ from curator.query.inputs import QueryInput
 from curator.types import Fields
 from curator.value import Method
 
-__all__ = ["Asked", "Question", "parts_of"]
+__all__ = ["Asked", "OneQuestion", "Question", "parts_of"]
 
 
-class Question(TypedDict, total=False):
-    """What to value against, where, and how. Everything has a default but one of text, prompt + response, or data."""
+class OneQuestion(TypedDict, total=False):
+    """What to value against, where, and how. One of text, prompt + response, data, saved or expr is needed."""
 
     text: str | None  # value against this text
     prompt: str | None  # or against a response to this prompt; only the response's tokens count
@@ -24,8 +24,8 @@ class Question(TypedDict, total=False):
     prompt_field: str | None
     response_field: str | None
     id_field: str | None
-    each: bool  # one answer for every row of data
-    by: str | None  # one answer for every value of this column of data
+    saved: str | None  # or against a saved query
+    expr: str | None  # or against an expression over saved queries: "good - 0.5 * bad"
     space: str | None  # the beginning of a fingerprint; the newest space
     model: str | None  # where the space's model lies now, if it has moved
     where: str | None  # only samples that match this filter
@@ -36,6 +36,15 @@ class Question(TypedDict, total=False):
     rerank: int  # candidates at each end that are rescored from their factors; 100, and a quarter more for rare labels
     exact: bool  # rescore the candidates by running them through the model
     tokens: bool  # split the value of each item over its tokens
+    trust: int  # run so many random samples, to tell how many of the true best are shown
+    certify: int  # or run at most so many at each end, those with the highest bounds, until the answer is certain
+
+
+class Question(OneQuestion, total=False):
+    """The same, or several questions of one kind."""
+
+    each: bool  # one answer for every row of data
+    by: str | None  # one answer for every value of this column of data
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Asked:
     model: str | None
 
 
-_OPTIONS = ("where", "method", "damping", "top", "harmful", "rerank", "exact", "tokens")
+_OPTIONS = ("where", "method", "damping", "top", "harmful", "rerank", "exact", "tokens", "trust", "certify")
 
 
 def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
@@ -68,6 +77,8 @@ def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
         ),
         question.get("each", False),
         question.get("by"),
+        question.get("saved"),
+        question.get("expr"),
     )
     options = QueryOptions(**{name: value for name, value in question.items() if name in _OPTIONS})  # type: ignore[arg-type]
     return given, Asked(question.get("space"), question.get("model")), options

@@ -52,6 +52,7 @@ class How:
     num_eligible: int  # of those, what `where` admits
     where: str | None
     captured: float  # share of the query's energy ||G||^2 that the sketch sees
+    trust: dict[str, Any] | None  # by end, where it was asked for: see curator.query.trust.Trust
     percentiles: str  # among what: all sketch values, or those of random samples
     seconds: float
 

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from curator.errors import EmptyQueryError, UsageError
-from curator.value.represent import norms_of
-from index.factors import outside
+from curator.value.query_representation import QueryRepresentation
 from index.projection import Projection
 
 __all__ = ["DEFAULT_DAMPING", "METHODS", "Method", "PreparedQuery", "prepare"]
@@ -42,37 +41,36 @@ class PreparedQuery:
     taken: np.ndarray  # float32 [width]: what preconditioning takes away inside the subspace; zeros otherwise
     outside: torch.Tensor  # float32 [V, F]
     tokens: torch.Tensor  # float32 [V, F]: the whole query on the hidden basis, to split a value over tokens
-    gradient: torch.Tensor  # float32 [V, H]
+    gradient: torch.Tensor | None  # float32 [V, H]; a saved query has none, and no exact tier until it is run
     is_cosine: bool
     norm: float  # ||G_q||
     captured: float  # ||sketch_q||^2 / ||G_q||^2: how much of the query the sketch sees
 
 
-def prepare(gradient: torch.Tensor, projection: Projection, method: Method, damping: float) -> PreparedQuery:
-    """Applies a method to a query's gradient [V, H]. Raises UsageError for an empty query or a damping below 0."""
+def prepare(query: QueryRepresentation, projection: Projection, method: Method, damping: float) -> PreparedQuery:
+    """Applies a method to a query. Raises UsageError for an empty query or a damping that is not above 0."""
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not known; use one of {', '.join(METHODS)}")
     if not damping > 0:
         raise UsageError(f"damping must be above 0, got {damping:g}")
-    norm = float(norms_of(gradient))
+    norm = query.norm
     if not np.isfinite(norm) or norm == 0.0:
         raise EmptyQueryError("the query has no usable gradient: the model predicts it perfectly, or gave NaN")
     if method == "cosine":
-        gradient = gradient / norm
-    sketch = projection.sketch_gradient(gradient)
+        query = query.scaled(1.0 / norm)
+    sketch = query.sketch
     captured = float(sketch.double().square().sum()) / (1.0 if method == "cosine" else norm**2)
-    rest = outside(gradient, sketch, projection)
     taken = torch.zeros_like(sketch)
     if method == "preconditioned":
         taken = torch.from_numpy(projection.precondition_weights(damping)).to(sketch.device) * sketch
-    tokens = rest.clone()
+    tokens = query.outside.clone()
     tokens[:, : projection.hidden_rank] += projection.lift(sketch - taken)
     return PreparedQuery(
         search=(sketch - taken).cpu().numpy(),
         taken=taken.cpu().numpy(),
-        outside=rest.cpu(),
+        outside=query.outside.cpu(),
         tokens=tokens.cpu(),
-        gradient=gradient,
+        gradient=query.gradient,
         is_cosine=method == "cosine",
         norm=norm,
         captured=captured,

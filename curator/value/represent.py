@@ -82,6 +82,19 @@ def represent(
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Samples padded to one length, and how their tokens are added up."""
+
+    hidden: torch.Tensor  # [B, T, D]
+    labels: torch.Tensor  # [B, T]
+    counted: torch.Tensor  # bool [B, T]: False where padded
+    head: Head
+    basis: torch.Tensor  # U_h [D, R]
+    step: float  # of kept errors
+    block: int  # tokens of each sample at once
+
+
+@dataclass(frozen=True)
 class _Sums:
     """Sums over the tokens of each sample of a group, and the kept errors of each token."""
 
@@ -107,31 +120,23 @@ def _represent_group(
     basis = projection.hidden_basis[:, : projection.hidden_rank]
     block = max(1, max_elements // (len(hidden) * head.vocab_size))  # below T only for one long sample
     add_up = _sums_by_gram if hidden_BTD.shape[1] <= head.hidden_size else _sums_by_gradient
-    sums = add_up(hidden_BTD, labels_BT, counted_BT, head, basis, step, block)
+    sums = add_up(_Group(hidden_BTD, labels_BT, counted_BT, head, basis, step, block))
     sketches = projection.sketch(sums.reduced).cpu().numpy()
     norms, losses = sums.squared_norms.clamp_min(0.0).sqrt().tolist(), (sums.losses / counts).tolist()
     factors = quantize(rotated_BTF[counted_BT], sums.kept, [len(part) for part in labels])
     return [Representation(*parts) for parts in zip(sketches, norms, losses, factors, strict=True)]
 
 
-def _sums_by_gram(
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    counted: torch.Tensor,
-    head: Head,
-    basis: torch.Tensor,
-    step: float,
-    block: int,
-) -> _Sums:
+def _sums_by_gram(group: _Group) -> _Sums:
     """For samples with fewer tokens than hidden dimensions: ||E^T H||^2 from two [T, T] Gram matrices.
 
     Padded positions have errors, but hidden states of zero, so they add nothing.
     """
-    errors, losses = head.errors(hidden, labels)
-    states = hidden.float()
-    kept = keep_errors(errors, labels, counted, step)
-    reduced = errors.transpose(1, 2) @ (states @ basis)
-    return _Sums(reduced, _squared_norms(errors, states), (losses * counted).sum(1), kept)
+    errors, losses = group.head.errors(group.hidden, group.labels)
+    states = group.hidden.float()
+    kept = keep_errors(errors, group.labels, group.counted, group.step)
+    reduced = errors.transpose(1, 2) @ (states @ group.basis)
+    return _Sums(reduced, _squared_norms(errors, states), (losses * group.counted).sum(1), kept)
 
 
 def _squared_norms(errors: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -146,24 +151,18 @@ def _squared_norms(errors: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _sums_by_gradient(
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    counted: torch.Tensor,
-    head: Head,
-    basis: torch.Tensor,
-    step: float,
-    block: int,
-) -> _Sums:
+def _sums_by_gradient(group: _Group) -> _Sums:
     """For long samples: G [B, V, D] itself, summed over blocks of tokens, is smaller than their errors."""
-    gradient = torch.zeros(len(hidden), head.vocab_size, hidden.shape[2], device=hidden.device)
-    total = torch.zeros(len(hidden), device=hidden.device)
+    num_samples, num_tokens, hidden_size = group.hidden.shape
+    gradient = torch.zeros(num_samples, group.head.vocab_size, hidden_size, device=group.hidden.device)
+    total = torch.zeros(num_samples, device=group.hidden.device)
     kept = []
-    for start in range(0, hidden.shape[1], block):
-        part = slice(start, start + block)
-        errors, losses = head.errors(hidden[:, part], labels[:, part])
-        gradient.baddbmm_(errors.transpose(1, 2), hidden[:, part].float())
-        total += (losses * counted[:, part]).sum(1)
-        kept.append(keep_errors(errors, labels[:, part], counted[:, part], step))
+    for start in range(0, num_tokens, group.block):
+        part = slice(start, start + group.block)
+        hidden, labels, counted = group.hidden[:, part], group.labels[:, part], group.counted[:, part]
+        errors, losses = group.head.errors(hidden, labels)
+        gradient.baddbmm_(errors.transpose(1, 2), hidden.float())
+        total += (losses * counted).sum(1)
+        kept.append(keep_errors(errors, labels, counted, group.step))
     # Several blocks are of one sample: one after another they are in its order.
-    return _Sums(gradient @ basis, norms_of(gradient).square(), total, KeptErrors.concatenate(kept))
+    return _Sums(gradient @ group.basis, norms_of(gradient).square(), total, KeptErrors.concatenate(kept))

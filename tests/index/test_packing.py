@@ -7,15 +7,15 @@ import pytest
 import zstandard
 
 from index.factors import QuantizedFactors
-from index.packing import pack, unpack
+from index.packing import pack, planes_of, unpack
 from tests.index.builders import random_factors
 from tests.index.test_segment import assert_equal_factors
 
 FACTORS = random_factors(np.random.default_rng(0), [40], 12, 70_000)
 
 
-def unpacked(data: bytes) -> QuantizedFactors:
-    return unpack(data, 40, 12, FACTORS.steps[0])
+def unpacked(data: bytes | memoryview, num_tokens: int = 40) -> QuantizedFactors:
+    return unpack([planes_of(data, num_tokens, 12)], 12, FACTORS.steps[:1])
 
 
 def test_a_sample_comes_back_as_it_was_whatever_was_packed_before() -> None:
@@ -28,7 +28,16 @@ def test_a_sample_comes_back_as_it_was_whatever_was_packed_before() -> None:
 
 def test_a_sample_without_tokens_has_no_bytes() -> None:
     assert pack(FACTORS[:0]) == b""
-    assert len(unpack(b"", 0, 12, FACTORS.steps[0])) == 0
+    assert len(unpacked(b"", 0)) == 0
+
+
+def test_several_samples_come_back_one_after_the_other() -> None:
+    counts = [3, 0, 1, 17, 0]
+    factors = random_factors(np.random.default_rng(3), counts, 12, 70_000)
+    parts = factors.split(counts)
+    planes = [planes_of(pack(part), len(part), 12) for part in parts]
+    steps = np.stack([part.steps[0] if len(part) else FACTORS.steps[0] for part in parts])
+    assert_equal_factors(unpack(planes, 12, steps), factors)
 
 
 def test_tokens_without_others_are_kept() -> None:
@@ -75,9 +84,9 @@ def test_damage_is_refused_or_gives_factors_of_the_same_shape() -> None:
 def test_bytes_of_other_tokens_are_refused(num_tokens: int) -> None:
     if num_tokens:
         with pytest.raises(ValueError, match="bytes"):
-            unpack(pack(FACTORS), num_tokens, 12, FACTORS.steps[0])
+            unpacked(pack(FACTORS), num_tokens)
     with pytest.raises(ValueError, match="bytes"):
-        unpack(zstandard.compress(bytes(10)), 40, 12, FACTORS.steps[0])
+        unpacked(zstandard.compress(bytes(10)))
 
 
 def test_a_frame_that_promises_gigabytes_is_refused_before_they_are_asked_for() -> None:

@@ -71,6 +71,17 @@ def test_the_lowest_are_the_highest_of_the_negated_query(segments: list[Segment]
     np.testing.assert_array_equal(lowest, ids[np.argsort(queries[:3].astype(np.float64) @ sketches.T, axis=1)[:, :10]])
 
 
+@pytest.mark.parametrize("places", [[0, 3], [3, 0], [0, 1, 3, 0, 4, 3], [2, 5, 5, 2]])
+def test_both_ends_asked_for_together_are_those_asked_for_alone(
+    segments: list[Segment], queries: np.ndarray, places: list[int]
+) -> None:
+    together = top_k(segments, queries[places], 30, block_rows=100)
+    for at, place in enumerate(places):
+        alone = top_k(segments, queries[place : place + 1], 30, block_rows=100)
+        for found, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(found[at], expected[0])
+
+
 def test_values_do_not_depend_on_blocks_batch_mates_or_segmentation(
     segments: list[Segment], queries: np.ndarray, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save
 
 from index.errors import StoredFileError
 from index.factors import QuantizedFactors
-from index.segment import Segment, SegmentArrays, verify_files, write_segment
+from index.segment import Segment, SegmentArrays, gather_factors, verify_files, write_segment
 from tests.index.builders import clustered_sketches, make_segment, random_factors, segment_arrays
 
 
@@ -37,6 +37,18 @@ def test_what_is_read_is_what_was_written_up_to_float16(tmp_path: Path, arrays: 
         assert_equal_factors(segment.factors(row), arrays.factors[arrays.offsets[row] : arrays.offsets[row + 1]])
     assert verify_files(tmp_path, files) == []
     assert {file.name for file in files} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_factors_are_gathered_from_several_segments_in_any_order(tmp_path: Path, arrays: SegmentArrays) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_segment(tmp_path / name, arrays)
+    segments = [Segment(tmp_path / name) for name in ("a", "b")]
+    places = [(segments[at], row) for at, row in ((1, 19), (0, 3), (1, 0), (0, 3), (0, 19))]
+    parts = [segment.factors(row) for segment, row in places]
+    assert_equal_factors(gather_factors(places), QuantizedFactors.concatenate(parts))
+    assert [segment.num_tokens_of[row] for segment, row in places] == [len(part) for part in parts]
+    assert len(gather_factors([])) == 0
 
 
 def test_blocks_rows_and_slices_are_the_same_sketches(tmp_path: Path, arrays: SegmentArrays) -> None:

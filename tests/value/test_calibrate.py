@@ -16,7 +16,7 @@ from curator import demo
 from curator.errors import ModelError
 from curator.models import CausalLM, CountedHidden, Encoder, Head, load_tokenizer
 from curator.types import EncodedSample, Sample
-from curator.value import QueryGradient, Ranks, Representation, calibrate, prepare, represent
+from curator.value import QueryGradient, QueryRepresentation, Ranks, Representation, calibrate, prepare, represent
 from index.factors import token_values
 from index.projection import Projection
 from tests.value.test_reference import dense_gradients, each, random_counted, random_head
@@ -232,7 +232,7 @@ def tiers() -> Tiers:
     for path in demo.VALIDATION.values():
         query = QueryGradient(lm.head)
         query.add(lm.hidden(read(path)))
-        prepared = prepare(query.mean(), projection, "raw", 1.0)
+        prepared = prepare(QueryRepresentation.of(query.mean(), projection), projection, "raw", 1.0)
         outside, alone = (
             np.array([token_values(one.factors, matrix).sum() for one in found])
             for matrix in (prepared.outside, prepared.tokens)

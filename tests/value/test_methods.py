@@ -12,6 +12,7 @@ from curator.value import (
     Method,
     PreparedQuery,
     QueryGradient,
+    QueryRepresentation,
     Ranks,
     Representation,
     calibrate,
@@ -39,6 +40,10 @@ def world() -> tuple[np.ndarray, np.ndarray, Projection, list[Representation], t
     dense = dense_gradients(samples, head).reshape(len(COUNTS), -1)
     of_query = dense_gradients(query, head).mean(0).flatten()
     return dense, of_query, projection, represent(samples, head, projection, error_step=1 / 63), gradient.mean()
+
+
+def prepared_of(gradient: torch.Tensor, projection: Projection, method: Method, damping: float) -> PreparedQuery:
+    return prepare(QueryRepresentation.of(gradient, projection), projection, method, damping)
 
 
 def directions() -> np.ndarray:
@@ -77,7 +82,7 @@ CASES += [("preconditioned", damping) for damping in (1e-3, 0.3, 10.0, 1e6)]
 def test_the_exact_tier_is_the_definition(method: Method, damping: float) -> None:
     """(<G_i, gradient> - taken . sketch_i) * scale_i"""
     gradients, query, projection, representations, gradient = world()
-    prepared = prepare(gradient, projection, method, damping)
+    prepared = prepared_of(gradient, projection, method, damping)
     sketches = np.stack([one.sketch for one in representations])
     found = (gradients @ prepared.gradient.double().numpy().flatten() - sketches @ prepared.taken) * scales(prepared)
     expected = dense_values(method, damping, gradients, query)
@@ -88,7 +93,7 @@ def test_the_exact_tier_is_the_definition(method: Method, damping: float) -> Non
 def test_the_sketch_tier_is_the_definition_inside_the_subspace(method: Method, damping: float) -> None:
     """(search . sketch_i) * scale_i is the value between the parts of G_i and G_q that the sketch sees."""
     gradients, query, projection, representations, gradient = world()
-    prepared = prepare(gradient, projection, method, damping)
+    prepared = prepared_of(gradient, projection, method, damping)
     found = np.stack([one.sketch for one in representations]) @ prepared.search * scales(prepared)
     inside = directions() @ directions().T
     expected = dense_values(method, damping, gradients @ inside, inside @ query)
@@ -102,7 +107,7 @@ def test_the_factor_tier_is_the_definition_up_to_the_quantization(method: Method
     The whole query on the factors, split over the tokens, says the same a little less exactly.
     """
     gradients, query, projection, representations, gradient = world()
-    prepared = prepare(gradient, projection, method, damping)
+    prepared = prepared_of(gradient, projection, method, damping)
     expected = dense_values(method, damping, gradients, query)
     inside = np.array([one.sketch @ prepared.search for one in representations])
     outside = np.array([token_values(one.factors, prepared.outside).sum() for one in representations])
@@ -116,7 +121,7 @@ def test_the_factor_tier_is_the_definition_up_to_the_quantization(method: Method
 @pytest.mark.parametrize("damping", [1e12, float("inf")])
 def test_infinite_damping_is_raw(damping: float) -> None:
     _, _, projection, _, gradient = world()
-    raw, damped = (prepare(gradient, projection, m, damping) for m in ("raw", "preconditioned"))
+    raw, damped = (prepared_of(gradient, projection, m, damping) for m in ("raw", "preconditioned"))
     np.testing.assert_allclose(damped.search, raw.search, rtol=1e-6)
     np.testing.assert_allclose(damped.taken, 0, atol=1e-6)
     torch.testing.assert_close(damped.tokens, raw.tokens)
@@ -124,7 +129,7 @@ def test_infinite_damping_is_raw(damping: float) -> None:
 
 def test_no_damping_leaves_only_what_the_calibration_did_not_see() -> None:
     _, _, projection, _, gradient = world()
-    raw, damped = (prepare(gradient, projection, m, 1e-8) for m in ("raw", "preconditioned"))
+    raw, damped = (prepared_of(gradient, projection, m, 1e-8) for m in ("raw", "preconditioned"))
     np.testing.assert_allclose(damped.search[:20], 0, atol=1e-6 * raw.norm)  # 20 samples span 20 directions
     np.testing.assert_allclose(damped.search[20:], raw.search[20:], rtol=1e-3)
 
@@ -133,7 +138,7 @@ def test_the_cosine_of_a_sample_with_itself_is_one() -> None:
     """And at the sketch tier it is the share of its energy that the sketch captures."""
     gradients, _, projection, representations, _ = world()
     for gradient, one in zip(gradients, representations, strict=True):
-        prepared = prepare(torch.from_numpy(gradient.reshape(V, H)).float(), projection, "cosine", 10.0)
+        prepared = prepared_of(torch.from_numpy(gradient.reshape(V, H)).float(), projection, "cosine", 10.0)
         assert gradient @ prepared.gradient.double().numpy().flatten() / one.norm == pytest.approx(1, abs=1e-5)
         assert prepared.search @ one.sketch / one.norm == pytest.approx(prepared.captured, abs=1e-5)
 
@@ -141,7 +146,7 @@ def test_the_cosine_of_a_sample_with_itself_is_one() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_norm_and_captured_energy_are_those_of_the_query_under_every_method(method: Method) -> None:
     _, query, projection, _, gradient = world()
-    prepared = prepare(gradient, projection, method, 10.0)
+    prepared = prepared_of(gradient, projection, method, 10.0)
     assert prepared.norm == pytest.approx(np.linalg.norm(query), rel=1e-5)
     captured = np.sum((directions().T @ query) ** 2) / np.sum(query**2)
     assert prepared.captured == pytest.approx(captured, rel=1e-4)
@@ -152,7 +157,7 @@ def test_preparing_leaves_the_gradient_as_it_was() -> None:
     _, _, projection, _, gradient = world()
     before = gradient.clone()
     for method in METHODS:
-        prepare(gradient, projection, method, 10.0)
+        prepared_of(gradient, projection, method, 10.0)
     assert torch.equal(gradient, before)
 
 
@@ -161,7 +166,7 @@ def test_preparing_leaves_the_gradient_as_it_was() -> None:
 def test_values_scale_with_the_query_and_the_cosine_does_not(method: Method, scale: float) -> None:
     """Also where the square of the gradient leaves float32."""
     _, _, projection, _, gradient = world()
-    once, scaled = (prepare(gradient * factor, projection, method, 10.0) for factor in (1.0, scale))
+    once, scaled = (prepared_of(gradient * factor, projection, method, 10.0) for factor in (1.0, scale))
     expected = once.search * (1.0 if method == "cosine" else scale)
     np.testing.assert_allclose(scaled.search, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     assert scaled.captured == pytest.approx(once.captured, rel=1e-4)
@@ -171,15 +176,15 @@ def test_values_scale_with_the_query_and_the_cosine_does_not(method: Method, sca
 @pytest.mark.parametrize("method", METHODS)
 def test_a_query_without_a_usable_gradient_is_refused(method: Method, fill: float) -> None:
     with pytest.raises(UsageError, match="no usable gradient"):
-        prepare(torch.full((V, H), fill), world()[2], method, 10.0)
+        prepared_of(torch.full((V, H), fill), world()[2], method, 10.0)
 
 
 @pytest.mark.parametrize("damping", [0.0, -1.0, float("nan"), -float("inf")])
 def test_damping_must_be_above_zero(damping: float) -> None:
     with pytest.raises(UsageError, match="damping must be above 0"):
-        prepare(world()[4], world()[2], "preconditioned", damping)
+        prepared_of(world()[4], world()[2], "preconditioned", damping)
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
     with pytest.raises(UsageError, match="'fisher' is not known; use one of raw, cosine, preconditioned"):
-        prepare(world()[4], world()[2], "fisher", 10.0)  # type: ignore[arg-type]
+        prepared_of(world()[4], world()[2], "fisher", 10.0)  # type: ignore[arg-type]

@@ -130,7 +130,10 @@ def test_preconditioning_shrinks_each_direction_by_its_own_moment_and_leaves_the
 
 @pytest.mark.parametrize(("delta", "remains"), [(1e-9, 0.0), (1e9, 1.0)])
 def test_preconditioning_has_limits(delta: float, remains: float) -> None:
-    """delta -> 0 takes the subspace out, delta -> infinity changes nothing."""
+    """delta -> 0 takes the subspace out, delta -> infinity changes nothing.
+
+    To what float64 leaves of an inverse whose condition number is 5 / delta.
+    """
     basis = orthonormal(20, 5)
     found = reference.precondition(basis, np.arange(1.0, 6.0), delta)
-    np.testing.assert_allclose(found, np.eye(20) - (1 - remains) * basis @ basis.T, atol=1e-7)
+    np.testing.assert_allclose(found, np.eye(20) - (1 - remains) * basis @ basis.T, atol=5e-6)
