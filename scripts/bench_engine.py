@@ -240,7 +240,8 @@ def compute(args: argparse.Namespace, folder: Path) -> None:
     vocab_size, hidden_size = lm.head.weight.shape
     shapes = ((vocab_size, 256), (hidden_size, min(64, hidden_size)), (256 * 32, 1024))  # of a full-rank projection
     bases = [torch.linalg.qr(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))[0] for shape in shapes]
-    forward, projection = Forward(lm, args.batch_tokens), Projection(*bases, torch.ones(1024))
+    error_basis, hidden_basis, turn = bases
+    forward, projection = Forward(lm, args.batch_tokens), Projection(error_basis, hidden_basis, turn, torch.ones(1024))
     times: dict[str, list[float]] = {
         "plain forward": [],
         "last hidden states alone": [],

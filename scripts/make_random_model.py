@@ -49,7 +49,8 @@ def main() -> None:
     args = parser.parse_args()
     options = ARCHITECTURES[args.architecture] | ({"num_hidden_layers": args.layers} if args.layers else {})
     torch.manual_seed(0)
-    config = Qwen2Config(**options, max_position_embeddings=32_768, rope_theta=1_000_000.0)
+    options |= {"max_position_embeddings": 32_768, "rope_theta": 1_000_000.0}
+    config = Qwen2Config(**options)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype))
     with torch.no_grad():  # logits spread as a trained model's: with the initial ones every error is the same
         model.get_output_embeddings().weight.mul_(5.0)
