@@ -198,7 +198,7 @@ def test_killed_after_half_of_the_segments_it_leaves_the_old_generation(
         patch.setattr(Store, "sweep", lambda self: None)
         with pytest.raises(KeyboardInterrupt):
             grown.refit(force=True)
-    assert len(files_of(grown.path)) == len(files) + 2 * 2 + 2
+    assert len(files_of(grown.path)) == len(files) + 2 * 3 + 2
     assert contents(grown) == before
     assert grown.verify()["problems"] == []
     assert grown.delete("id < 0") == 0

@@ -97,7 +97,10 @@ def test_the_vector_index_is_a_cache(indexed: Curator):
 
     def answer() -> list[tuple[int, float]]:
         with Curator.open(store, create=False, device="cpu") as curator:
-            return [(item.id, item.value) for item in curator.query(**QUESTION).helpful]
+            found = [(item.id, item.value) for item in curator.query(**QUESTION).helpful]
+            assert curator._answering is not None
+            curator._answering[1].indexes.wait()  # the files are damaged next: nobody may be writing them
+            return found
 
     before = answer()
     for damage in (flip, cut, Path.unlink):
