@@ -9,7 +9,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, UsageError
+from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, LockedError, UsageError
 from curator.metadata.samples import delete_where, find_sample, restore_where
 from curator.metadata.saved_queries import (
     delete_query,
@@ -159,7 +159,8 @@ class Curator:
         with self._store.session() as session:
             if not saved_queries(session):
                 return
-        with self._asking(space, None) as answering, self._store.writing():
+        # Where another process has begun to write, the history is told at the end of what it ingests.
+        with self._asking(space, None) as answering, suppress(LockedError), self._store.writing():
             record_tops(answering)
             answering.session.commit()
 

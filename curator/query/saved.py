@@ -130,8 +130,10 @@ def _represented(answering: "Answering", row: SavedQuery, is_whole: bool) -> Que
     if stored is None:
         # Another process may be writing: then the next question runs the samples again.
         with contextlib.suppress(LockedError), answering.store.writing():
-            _store(answering, row, represented)
-            answering.session.commit()
+            answering.session.rollback()  # a new look: it may have come from elsewhere meanwhile
+            if representation_of(answering.session, row, answering.space.fingerprint) is None:
+                _store(answering, row, represented)
+                answering.session.commit()
     return represented
 
 
