@@ -172,6 +172,7 @@ def test_an_export_is_the_original_rows_with_value_and_rank(asked: Curator, name
         for rank, (id_, value) in enumerate(zip(found.ids.tolist(), found.values.tolist(), strict=True), start=1)
     ]
     assert read(out) == expected
+    assert [list(row) for row in read(out)] == [list(row) for row in expected]  # id, text, label, the others
     manifest = json.loads(manifest_of(out).read_text())
     for file in manifest["files"]:
         assert file["sha256"] == hash_file(out / file["name"] if out.is_dir() else out)

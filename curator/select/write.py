@@ -30,7 +30,7 @@ __all__ = ["write_selection"]
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
 _FILE_ROWS = 500_000  # of one Parquet file in a directory
-_ROLES = ("text", "prompt", "response", "id", "label")
+_ROLES = ("id", "text", "prompt", "response", "label")  # the order of columns; the data's others follow
 
 
 def write_selection(
@@ -181,7 +181,7 @@ def _schema(rows: _Rows) -> Any:
 
     types: dict[str, Any] = {}
     for group in in_portions(rows, _ROW_GROUP):
-        for name in {name for row in group for name in row}:
+        for name in dict.fromkeys(name for row in group for name in row):  # in the order of the data
             values = [row.get(name) for row in group]
             try:
                 found = pa.array(values).type
