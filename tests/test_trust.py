@@ -1,6 +1,7 @@
 """What is said of an answer's trust holds: the bound always, the recall at least as often as claimed."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from curator.query.answer import QueryOptions
 from curator.query.trust import CONFIDENCE, Bounds, bounds_of, check_end
 from curator.value import METHODS, Method
 from index.intervals import Stratum, most_in, most_in_all
-from tests.stores import QUESTION, SIZE, VALIDATION
+from tests.stores import CORPUS, NAMED, QUESTION, SIZE, VALIDATION, add
 
 
 @given(st.integers(1, 60), st.data())
@@ -144,6 +145,18 @@ def test_a_filter_and_deletes_bound_what_can_be_missed(copied: Curator) -> None:
     assert nothing.helpful == []
     assert nothing.how.trust is not None
     assert nothing.how.trust["helpful"]["shown"] == 0
+
+
+def test_after_a_refit_nothing_is_guaranteed(copied: Curator, tmp_path: Path) -> None:
+    """Its sketches are of stored factors, which err by what no stored norm bounds."""
+    add(copied, tmp_path / "more.jsonl", CORPUS[SIZE:300], **NAMED, dataset="more")
+    before = copied.query(**QUESTION, certify=5, top=2, harmful=2)
+    assert copied.refit(force=True)["is_replaced"]
+    after = copied.query(**QUESTION, certify=5, top=2, harmful=2)
+    for found, expected in ((before, True), (after, False)):
+        assert found.how.trust is not None
+        assert found.how.trust["helpful"]["is_guaranteed"] is expected
+        assert any("as far as the refit" in note for note in found.notes) is not expected
 
 
 def test_the_command_line_says_it_in_words(run: Any, asked: Curator) -> None:

@@ -206,6 +206,7 @@ class Answering:
     ) -> tuple[tuple[list[tuple[int, float]], list[tuple[int, float]]], dict[str, Trust]]:
         """Both ends at the exact tier, and how far to trust each (curator/query/trust.py)."""
         bounds = bounds_of(self.segments, prepared, _row_scale(prepared), allowed=allowed, excluded=self.deleted)
+        is_refitted = bool(self.space.projection.get("replaces"))
         known: dict[int, float] = {}
 
         def score(ids: Sequence[int]) -> dict[int, float]:
@@ -215,7 +216,7 @@ class Answering:
             return {id_: known[id_] for id_ in ids}
 
         found = [
-            check_end(bounds, [id_ for id_, _ in end], sign, score, options)
+            check_end(bounds, [id_ for id_, _ in end], sign, score, options, is_guaranteed=not is_refitted)
             for end, sign in zip(ends, (1, -1), strict=True)
         ]
         (helpful, of_helpful), (harmful, of_harmful) = found

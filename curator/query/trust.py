@@ -3,9 +3,10 @@
     G_i = (its part inside the sketch's subspace) + r_i,     |v(i|q) - sketch_i . search| <= ||r_i|| ||r_q||
 
 holds for every method, since preconditioning acts inside the subspace, and needs nothing but what is stored: that is
-the bound. A sample that is not shown, and whose value is below that of the last one shown even at its bound, is
-certainly not missed. Among the others either those with the highest bounds are run through the model until none is
-left (certify), or a random part is run, and tells with confidence how many of the rest can be missed at most (trust).
+the bound. (Not of sketches that a refit has made from stored factors: there it is an estimate, and an answer says so.)
+A sample that is not shown, and whose value is below that of the last one shown even at its bound, is certainly not
+missed. Among the others either those with the highest bounds are run through the model until none is left (certify),
+or a random part is run, and tells with confidence how many of the rest can be missed at most (trust).
 
 Let M be the number of samples not shown whose value is above that of the last one shown. At most M of the true top k
 are missing, so recall >= 1 - M / k. `trust` bounds M by exact hypergeometric bounds on strata of falling sketch value.
@@ -64,6 +65,7 @@ class Trust:
     above: int  # of those drawn: had a value above the last one shown, and are shown now
     error: float | None  # root mean square of exact value - sketch value over those in doubt, estimated from the drawn
     bound: float  # the largest error that the stored norms allow for a sample shown
+    is_guaranteed: bool  # not after a refit: its sketches are of stored factors, which err by what no norm tells
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -71,6 +73,14 @@ class Trust:
 
     def describe(self, end: str) -> str:
         """One sentence for a curator."""
+        sentence = self._describe(end)
+        return (
+            sentence
+            if self.is_guaranteed
+            else f"{sentence}; as far as the refit's sketches, of stored factors, are right"
+        )
+
+    def _describe(self, end: str) -> str:
         if not self.shown:
             return f"{end}: nothing is shown"
         if self.certain == self.shown:
@@ -120,7 +130,13 @@ def bounds_of(
 
 
 def check_end(
-    bounds: Bounds, shown: Sequence[int], sign: int, score: Scorer, options: "QueryOptions"
+    bounds: Bounds,
+    shown: Sequence[int],
+    sign: int,
+    score: Scorer,
+    options: "QueryOptions",
+    *,
+    is_guaranteed: bool = True,
 ) -> tuple[list[tuple[int, float]], Trust]:
     """The best k = len(shown) of all samples that were run, best first, and how far they can be trusted.
 
@@ -176,6 +192,7 @@ def check_end(
         above=above,
         error=error,
         bound=float(bounds.slack[places].max()) if k else 0.0,
+        is_guaranteed=is_guaranteed,
     )
 
 
