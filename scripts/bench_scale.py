@@ -167,10 +167,10 @@ def measure_types(args: argparse.Namespace) -> None:
         exponent = 0.0 if "HNSW" in name or "IVF" in name or "Flat" in name else 3 / 16
         w_D = ((variance_D / variance_D.mean() + 1e-6) ** exponent).astype(np.float32)
         turn_DD = rotation(corpus.width) if exponent else np.eye(corpus.width, dtype=np.float32)
-        before, start = private_bytes(), time.perf_counter()
+        start = time.perf_counter()
         index = make(_blocks(corpus, turn_DD / w_D))
         built = time.perf_counter() - start
-        size = (private_bytes() - before) / corpus.num_rows
+        size = load_faiss().serialize_index(index).nbytes / corpus.num_rows
         load_faiss().omp_set_num_threads(1)
         points[name] = []
         for num, parameters in _settings(name):
@@ -207,6 +207,7 @@ def _blocks(corpus: Corpus, turn_DD: np.ndarray) -> Callable[[], Iterator[np.nda
 def _types(width: int) -> dict[str, Callable[[Any], Any]]:
     faiss = load_faiss()
     product = faiss.METRIC_INNER_PRODUCT
+    kept: list[Any] = []
 
     def filled(index: Any, blocks: Callable[[], Iterator[np.ndarray]]) -> Any:
         if not index.is_trained:
@@ -218,9 +219,8 @@ def _types(width: int) -> dict[str, Callable[[Any], Any]]:
     def fast(bits: int, blocks: Any) -> Any:
         zero = faiss.IndexFlatIP(width)
         zero.add(np.zeros((1, width), np.float32))
-        index = faiss.IndexIVFRaBitQFastScan(zero, width, 1, product, 32, True, bits)
-        index.zero = zero  # kept alive
-        return filled(index, blocks)
+        kept.append(zero)  # the index does not own it
+        return filled(faiss.IndexIVFRaBitQFastScan(zero, width, 1, product, 32, True, bits), blocks)
 
     def made(recipe: str) -> Callable[[Any], Any]:
         return lambda blocks: filled(faiss.index_factory(width, recipe, product), blocks)
