@@ -18,6 +18,7 @@ from curator.cli.queries import queries
 from curator.cli.query import query, values
 from curator.cli.refit import refit
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
+from curator.cli.tags import changes, note, notes, tag, tags, undo, untag
 from curator.errors import CuratorError
 
 __all__ = ["cli", "main"]
@@ -39,7 +40,7 @@ def cli() -> None:
 
 for command in (
     *(ingest, query, queries, explain, values, status, quarantined, delete, restore, compact, refit, verify),
-    *(doctor, db),
+    *(tag, untag, tags, note, notes, changes, undo, doctor, db),
 ):
     cli.add_command(command)
 

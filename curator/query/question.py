@@ -10,7 +10,7 @@ from curator.query.inputs import QueryInput
 from curator.types import Fields
 from curator.value import Method
 
-__all__ = ["Asked", "Question", "parts_of"]
+__all__ = ["Asked", "Question", "is_asking", "parts_of"]
 
 
 class Question(TypedDict, total=False):
@@ -49,6 +49,14 @@ class Asked:
 
 
 _OPTIONS = ("where", "method", "damping", "top", "harmful", "rerank", "exact", "tokens")
+
+
+_QUERIES = ("text", "prompt", "response", "data", "saved", "expr")
+
+
+def is_asking(question: Question) -> bool:
+    """Whether there is something to value against, and not only a filter."""
+    return any(question.get(name) not in (None, (), []) for name in _QUERIES)
 
 
 def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
