@@ -37,11 +37,13 @@ from curator.store import DATABASE_URL, Store
 from curator.types import Fields
 
 if TYPE_CHECKING:
+    from curator.audit import AuditResult
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
     from curator.query import Answering, Explanation, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
     from curator.space import ModelOfSpace
+    from curator.value import Method
 
 __all__ = ["Curator"]
 
@@ -278,6 +280,68 @@ class Curator:
     def delete_query(self, name: str) -> None:
         """Forgets a saved query with its history. Raises NotFoundError."""
         self._change(lambda session: delete_query(session, find_query(session, name)))
+
+    def audit_mislabeled(
+        self,
+        reference: str | Path | Sequence[str | Path] = (),
+        *,
+        by: str | None = None,
+        method: Method = "preconditioned",
+        damping: float = 10.0,
+        where: str | None = None,
+        limit: int = 50,
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        response_field: str | None = None,
+        label_field: str | None = None,
+        space: str | None = None,
+        model: str | None = None,
+    ) -> AuditResult:
+        """The samples that their own group bears out least, worst first, with percentile in the group and the reason.
+
+        A group is a label, or a value of the metadata field `by`. `reference`: files of clean rows, with the columns
+        of text and label (or `by`) named as for ingest; each group is held against the mean of its clean rows. Without
+        one, each sample against the rest of its group, and no model is loaded. Raises UsageError where nothing can be
+        grouped or compared, and as `queries` does.
+        """
+        from curator.audit import MislabeledOptions, mislabeled
+
+        options = MislabeledOptions(by, method, damping, where, limit)
+        fields = Fields(text_field, prompt_field, response_field, None, label_field)
+        with self._asking(space, model) as answering:
+            return mislabeled(answering, _several(reference), fields, options)
+
+    def audit_duplicates(
+        self,
+        *,
+        threshold: float | None = None,
+        exact: bool = False,
+        where: str | None = None,
+        limit: int = 50,
+        space: str | None = None,
+    ) -> AuditResult:
+        """The samples that an earlier one makes superfluous: of the same text, or with a cosine of the sketches of at
+        least `threshold`, unless only `exact` ones are looked for. Each names its keeper, which is no finding itself.
+        """
+        from curator.audit import duplicates
+
+        with self._asking(space, None) as answering:
+            return duplicates(answering, threshold=threshold, is_exact_only=exact, where=where, limit=limit)
+
+    def audit_outliers(
+        self,
+        *,
+        deviation: float | None = None,
+        where: str | None = None,
+        limit: int = 50,
+        space: str | None = None,
+    ) -> AuditResult:
+        """The samples whose captured energy, norm or loss lies `deviation` (3.5) or more robust standard deviations
+        from their dataset's median, farthest first."""
+        from curator.audit import outliers
+
+        with self._asking(space, None) as answering:
+            return outliers(answering, deviation=deviation, where=where, limit=limit)
 
     def delete(self, where: str | None = None, *, ids: Sequence[int | str] | None = None) -> int:
         """Deletes the samples that match a filter, or these ids or keys of the newest space; returns how many.

@@ -19,6 +19,7 @@ LAYERS = [
     {
         "curator.ingest",
         "curator.query",
+        "curator.audit",
         "curator.verify",
         "curator.compact",
         "curator.refit",
@@ -44,7 +45,7 @@ HOMES = {
     "filelock": ("curator.store",),
     "zstandard": ("index.packing",),
     "pyarrow": ("curator.sources", "curator.export", "curator.query.results"),
-    "pandas": ("curator.query.results",),
+    "pandas": ("curator.query.results", "curator.audit.results"),
 }
 
 

@@ -11,6 +11,7 @@ import sys
 import click
 
 from curator import __version__
+from curator.cli.audit import audit
 from curator.cli.explain import explain
 from curator.cli.ingest import ingest
 from curator.cli.printable import printable
@@ -39,7 +40,7 @@ def cli() -> None:
 
 
 for command in (
-    *(ingest, query, queries, explain, values, status, quarantined, delete, restore, compact, refit, verify),
+    *(ingest, query, queries, explain, values, audit, status, quarantined, delete, restore, compact, refit, verify),
     *(tag, untag, tags, note, notes, changes, undo, doctor, db),
 ):
     cli.add_command(command)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from curator.cli.options import json_option, query_options, store_option
+from curator.cli.options import json_option, query_options, space_option, store_option
 from curator.cli.printable import printable
 
 __all__ = ["changes", "note", "notes", "summary", "tag", "tags", "undo", "untag"]
@@ -86,7 +86,7 @@ def tags(store: str, as_json: bool) -> None:
 @click.argument("sample")
 @click.argument("text")
 @store_option
-@click.option("--space", metavar="FINGERPRINT", help="Its first characters. [default: the newest space]")
+@space_option
 @json_option
 def note(sample: str, text: str, store: str, space: str | None, as_json: bool) -> None:
     """Write a note on SAMPLE (a key or an id), in the place of the one before; an empty TEXT removes it.

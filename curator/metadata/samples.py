@@ -150,7 +150,7 @@ def live_rows(session: Session, space_id: int, names: Sequence[str], where: str 
     """(id, the columns of these names) of the same samples, streamed in order of ids; "meta" is one more column."""
     columns = [_C.meta if name == "meta" else COLUMNS[name] for name in names]
     query = (
-        sa.select(_C.id, *columns)  # type: ignore[arg-type]
+        sa.select(_C.id, *columns)
         .select_from(sa.join(Sample, Dataset, Sample.dataset_id == Dataset.id))
         .where(Sample.space_id == space_id, Sample.deleted_at.is_(None))
         .order_by(_C.id)
