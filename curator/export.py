@@ -3,13 +3,13 @@
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from curator.errors import CuratorError, UsageError
 
-__all__ = ["in_portions", "write_values"]
+__all__ = ["in_portions", "write_jsonl", "write_values"]
 
 _ROW_GROUP = 65_536
 T = TypeVar("T")
@@ -24,9 +24,22 @@ def write_values(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     writers = {".jsonl": _write_jsonl, ".parquet": _write_parquet}
     if path.suffix not in writers:
         raise UsageError(f"--out {path}: write to a file that ends in {' or '.join(writers)}")
+    return _replaced(path, rows, writers[path.suffix])
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Writes any rows to a .jsonl file, as `write_values` does."""
+    if path.suffix != ".jsonl":
+        raise UsageError(f"--out {path}: write to a file that ends in .jsonl")
+    return _replaced(path, rows, _write_jsonl)
+
+
+def _replaced(
+    path: Path, rows: Iterable[dict[str, Any]], write: Callable[[Path, Iterable[dict[str, Any]]], int]
+) -> int:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        count = writers[path.suffix](temporary, rows)
+        count = write(temporary, rows)
         os.replace(temporary, path)
     except OSError as error:
         raise CuratorError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -18,7 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, LockedError, UsageError
-from curator.metadata.samples import delete_where, find_sample, restore_where
+from curator.metadata.changes import changes_of
+from curator.metadata.deletes import delete_samples, restore_samples
+from curator.metadata.samples import Chosen, chosen, find_sample
 from curator.metadata.saved_queries import (
     delete_query,
     find_query,
@@ -29,12 +31,15 @@ from curator.metadata.saved_queries import (
 )
 from curator.metadata.spaces import find_space
 from curator.metadata.summary import datasets_of, quarantined_rows, spaces_of
-from curator.metadata.tables import Sample, SavedQuery, Space
+from curator.metadata.tables import Change, Sample, SavedQuery, Space
 from curator.metadata.tables import Segment as SegmentRow
+from curator.metadata.tags import notes_of, set_note, tag_samples, tags_of, untag_samples
+from curator.metadata.undo import undo
 from curator.store import DATABASE_URL, Store
 from curator.types import Fields
 
 if TYPE_CHECKING:
+    from curator.audit import AuditMethod, AuditResult
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
     from curator.query import Answering, Explanation, OneQuestion, Query, QueryInput, QueryResult, Question
@@ -320,13 +325,160 @@ class Curator:
         """Forgets a saved query with its history. Raises NotFoundError."""
         self._change(lambda session: delete_query(session, find_query(session, name)))
 
-    def delete(self, where: str) -> int:
-        """Deletes the samples that match a filter; no answer returns them from now on. Returns how many."""
-        return self._change(lambda session: delete_where(session, _required(where)))
+    def audit_mislabeled(
+        self,
+        reference: str | Path | Sequence[str | Path] = (),
+        *,
+        by: str | None = None,
+        method: AuditMethod = "preconditioned-cosine",
+        damping: float = 10.0,
+        where: str | None = None,
+        limit: int = 50,
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        response_field: str | None = None,
+        label_field: str | None = None,
+        space: str | None = None,
+        model: str | None = None,
+    ) -> AuditResult:
+        """The samples that their own group bears out least, worst first, with percentile in the group and the reason.
+
+        A group is a label, or a value of the metadata field `by`. `reference`: files of clean rows, with the columns
+        of text and label (or `by`) named as for ingest; each group is held against the mean of its clean rows. Without
+        one, each sample against the rest of its group, and no model is loaded. Raises UsageError where nothing can be
+        grouped or compared, and as `queries` does.
+        """
+        from curator.audit import MislabeledOptions, mislabeled
+
+        options = MislabeledOptions(by, method, damping, where, limit)
+        fields = Fields(text_field, prompt_field, response_field, None, label_field)
+        with self._asking(space, model) as answering:
+            return mislabeled(answering, _several(reference), fields, options)
+
+    def audit_duplicates(
+        self,
+        *,
+        threshold: float | None = None,
+        exact: bool = False,
+        where: str | None = None,
+        limit: int = 50,
+        space: str | None = None,
+    ) -> AuditResult:
+        """The samples that an earlier one makes superfluous: of the same text, or with a cosine of the sketches of at
+        least `threshold`, unless only `exact` ones are looked for. Each names its keeper, which is no finding itself.
+        """
+        from curator.audit import duplicates
+
+        with self._asking(space, None) as answering:
+            return duplicates(answering, threshold=threshold, is_exact_only=exact, where=where, limit=limit)
+
+    def audit_outliers(
+        self,
+        *,
+        deviation: float | None = None,
+        where: str | None = None,
+        limit: int = 50,
+        space: str | None = None,
+    ) -> AuditResult:
+        """The samples whose captured energy, norm or loss lies `deviation` (3.5) or more robust standard deviations
+        from their dataset's median, farthest first."""
+        from curator.audit import outliers
+
+        with self._asking(space, None) as answering:
+            return outliers(answering, deviation=deviation, where=where, limit=limit)
+
+    def delete(self, where: str | None = None, *, ids: Sequence[int | str] | None = None) -> int:
+        """Deletes the samples that match a filter, or these ids or keys of the newest space; returns how many.
+
+        No answer returns them from now on. `undo` takes it back.
+        """
+        detail = _how_chosen(where, ids)
+        return self._change(lambda session: delete_samples(session, _chosen(session, where, ids), detail))
 
     def restore(self, where: str) -> dict[str, int]:
         """Takes deletes back: {"restored", "to_ingest_again" (compacted ones), "key_taken" (these stay deleted)}."""
-        return self._change(lambda session: restore_where(session, _required(where)))
+        detail = _how_chosen(where, None)
+        return self._change(lambda session: restore_samples(session, _chosen(session, where, None), detail))
+
+    def tag(self, name: str, *, ids: Sequence[int | str] | None = None, **question: Unpack[Question]) -> dict[str, Any]:
+        """Gives samples a tag: those that match `where`, or `ids` (or keys), or the ends of a query's answer.
+
+        A query is asked as in `queries`; its `top` most helpful and `harmful` most harmful samples are meant, 0 of each
+        where nothing is said. Returns {"change", "tag", "samples"}: how many did not bear it before, and the number to
+        undo it with, None where nothing changed. Filters find it again: tag = "name". Raises UsageError, FilterError,
+        NotFoundError.
+        """
+        return self._tagging(tag_samples, name, ids, question)
+
+    def untag(
+        self, name: str, *, ids: Sequence[int | str] | None = None, **question: Unpack[Question]
+    ) -> dict[str, Any]:
+        """Takes a tag from samples, chosen as for `tag`; returns the same. Raises NotFoundError for no such tag."""
+        return self._tagging(untag_samples, name, ids, question)
+
+    def _tagging(self, work: Any, name: str, ids: Sequence[int | str] | None, question: Question) -> dict[str, Any]:
+        from curator.query import is_asking
+
+        where = question.get("where")
+        if is_asking(question):
+            if ids is not None:
+                raise UsageError("ids and a query exclude each other")
+            found, detail = self._ends(question)
+            where, ids = None, found
+        else:
+            detail = _how_chosen(where, ids)
+        change: Change | None = self._change(lambda session: work(session, name, _chosen(session, where, ids), detail))
+        return {"change": change and change.id, "tag": name, "samples": change.num_samples if change else 0}
+
+    def _ends(self, question: Question) -> tuple[list[int], dict[str, Any]]:
+        """The ids at the ends of the answers to a question, and what was asked."""
+        ends: Question = {"top": 0, "harmful": 0, **question}
+        if not ends["top"] and not ends["harmful"]:
+            raise UsageError("how many samples of the query's answer? Give --top N, --harmful N or both")
+        ids: set[int] = set()
+        asked: list[dict[str, Any]] = []
+        for result in self.queries(**ends):
+            ids.update(item.id for item in (*result.helpful, *result.harmful))
+            asked.append(result.query)
+        options = {name: question[name] for name in ("top", "harmful", "where", "method") if question.get(name)}
+        return sorted(ids), {"query": asked[0] if len(asked) == 1 else f"{len(asked)} queries", **options}
+
+    def tags(self) -> list[dict[str, Any]]:
+        """{"tag", "samples"} of every tag that a sample bears, by name."""
+        with self._store.session() as session:
+            return tags_of(session)
+
+    def note(self, sample: int | str, text: str, *, space: str | None = None) -> dict[str, Any]:
+        """Writes a note on a sample (its id or key), in the place of the one before; an empty text removes it.
+
+        Returns {"change", "samples"}. Filters find it: note contains "x". Raises NotFoundError for no such sample.
+        """
+
+        def work(session: Session) -> Change | None:
+            return set_note(session, find_sample(session, find_space(session, space).id, sample), text)
+
+        change = self._change(work)
+        return {"change": change and change.id, "samples": change.num_samples if change else 0}
+
+    def notes(self, where: str = "note is not null") -> list[dict[str, Any]]:
+        """{"id", "key", "dataset", "note"} of the samples that have a note and match a filter, by id."""
+        with self._store.session() as session:
+            return notes_of(session, chosen(session, where=_required(where)))
+
+    def changes(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """What was done to samples, newest first: "change" (its number), "kind" (tag, untag, note, delete, restore),
+        "tag", "samples", "detail" (how they were chosen), "created_at", "undone_at"."""
+        with self._store.session() as session:
+            return changes_of(session, limit)
+
+    def undo(self, change: int | None = None) -> dict[str, Any]:
+        """Takes the newest change back, or the one of this number: samples are then as they were before it.
+
+        Returns it as `changes` lists it, with "done", how many samples are again what. What was compacted away since a
+        delete is not restored, but "to_ingest_again". Raises NotFoundError for no such change, UsageError for one that
+        is undone already, or whose samples a newer change of the same kind has changed.
+        """
+        return self._change(lambda session: undo(session, change))
 
     def compact(self) -> dict[str, Any]:
         """Rewrites segments without deleted samples and joins small ones; returns what that saved."""
@@ -393,7 +545,7 @@ class Curator:
             return verify(self._store, session)
 
     def _change(self, work: Any) -> Any:
-        self._answering = None
+        """Runs work on a session that is then committed. An open answer sees by itself what was deleted."""
         with self._store.writing(), self._store.session() as session:
             result = work(session)
             session.commit()
@@ -464,6 +616,29 @@ def _generation(session: Session, space: Space) -> tuple[Any, ...]:
 
 def _several(data: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [data] if isinstance(data, str | Path) else list(data)
+
+
+def _chosen(session: Session, where: str | None, ids: Sequence[int | str] | None) -> Chosen:
+    """Which samples are meant, by a filter or by ids and keys."""
+    if ids is None:
+        return chosen(session, where=_required(where or ""))
+    named = [item for item in ids if isinstance(item, str)]
+    numbers = [item for item in ids if isinstance(item, int)]
+    if named:
+        space = find_space(session)
+        numbers += [find_sample(session, space.id, name) for name in named]
+    return chosen(session, ids=numbers)
+
+
+def _how_chosen(where: str | None, ids: Sequence[int | str] | None) -> dict[str, Any]:
+    """The same, for the log. Raises UsageError unless it is one of the two."""
+    if where is not None and ids is not None:
+        raise UsageError("which samples? A filter and ids exclude each other")
+    if ids is not None:
+        return {"ids": len(ids)}
+    if where is None:
+        raise UsageError("which samples? Give --where FILTER, an id, or a query")
+    return {"where": where}
 
 
 def _required(where: str) -> str:

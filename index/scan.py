@@ -30,6 +30,7 @@ __all__ = [
     "rank",
     "row_factors",
     "scan",
+    "sketches_of",
     "top_k",
 ]
 
@@ -68,6 +69,18 @@ def scan(
             quantized_nD, scales_n = segment.quantized(rows)
             values_nQ = (quantized_nD.float() @ queries_QD.T).numpy() * scales_n[:, None]
             yield segment.ids[rows], values_nQ, segment.norms[rows]
+
+
+def sketches_of(
+    segments: Sequence[Segment], ids: np.ndarray, block_rows: int = 1024
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (places in ids [n], sketches float32 [n, D], norms float32 [n]) of the stored rows among ascending ids."""
+    check_filter(ids)
+    for segment in segments:
+        for start in range(0, segment.num_samples, block_rows):
+            rows = start + np.flatnonzero(eligible(segment.ids[start : start + block_rows], ids, None))
+            if len(rows):
+                yield np.searchsorted(ids, segment.ids[rows]), segment.sketch_rows(rows), segment.norms[rows]
 
 
 def top_k(

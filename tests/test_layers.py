@@ -19,6 +19,7 @@ LAYERS = [
     {
         "curator.ingest",
         "curator.query",
+        "curator.audit",
         "curator.verify",
         "curator.compact",
         "curator.refit",
@@ -45,7 +46,7 @@ HOMES = {
     "filelock": ("curator.store",),
     "zstandard": ("index.packing",),
     "pyarrow": ("curator.sources", "curator.export", "curator.select", "curator.query.results"),
-    "pandas": ("curator.query.results",),
+    "pandas": ("curator.query.results", "curator.audit.results"),
 }
 
 

@@ -11,6 +11,7 @@ import sys
 import click
 
 from curator import __version__
+from curator.cli.audit import audit
 from curator.cli.explain import explain
 from curator.cli.ingest import ingest
 from curator.cli.printable import printable
@@ -19,6 +20,7 @@ from curator.cli.query import query, values
 from curator.cli.refit import refit
 from curator.cli.select import select
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
+from curator.cli.tags import changes, note, notes, tag, tags, undo, untag
 from curator.errors import CuratorError
 
 __all__ = ["cli", "main"]
@@ -39,8 +41,8 @@ def cli() -> None:
 
 
 for command in (
-    *(ingest, query, queries, explain, select, values, status, quarantined, delete, restore, compact, refit, verify),
-    *(doctor, db),
+    *(ingest, query, queries, explain, select, values, audit, status, quarantined, delete, restore, compact, refit),
+    *(verify, tag, untag, tags, note, notes, changes, undo, doctor, db),
 ):
     cli.add_command(command)
 

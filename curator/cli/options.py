@@ -12,6 +12,7 @@ __all__ = [
     "model_options",
     "query_options",
     "saved_options",
+    "space_option",
     "store_option",
 ]
 
@@ -48,7 +49,7 @@ model_options = _all(
     click.option("--model", metavar="MODEL", help="A model's directory, or its name on the Hugging Face hub."),
     _device,
 )
-_space = click.option("--space", metavar="FINGERPRINT", help="Its first characters. [default: the newest space]")
+space_option = click.option("--space", metavar="FINGERPRINT", help="Its first characters. [default: the newest space]")
 asked_options = _all(
     click.option("--text", metavar="T", help="Value against this text."),
     click.option("--prompt", metavar="P", help="Value against a response to this prompt (with --response)."),
@@ -68,13 +69,13 @@ method_options = _all(
     ),
     click.option("--damping", type=float, default=10.0, show_default=True, help="Larger is nearer to raw."),
 )
-saved_options = _all(asked_options, _space, model_options)
+saved_options = _all(asked_options, space_option, model_options)
 query_options = _all(
     asked_options,
     click.option("--each", is_flag=True, help="One answer for every row of --data."),
     click.option("--by", metavar="COLUMN", help="One answer for every value of this column of --data."),
     method_options,
     click.option("--where", metavar="FILTER", help="""Only samples like: label = "x" and num_tokens < 200"""),
-    _space,
+    space_option,
     model_options,
 )

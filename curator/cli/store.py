@@ -55,8 +55,8 @@ def quarantined(store: str, dataset: str | None, as_json: bool) -> None:
 def delete(store: str, where: str, as_json: bool) -> None:
     """Delete the samples that match a filter: no answer returns them any more.
 
-    `curator restore` takes it back; `curator compact` reclaims the bytes. Ingesting the same data again does not bring
-    deleted samples back.
+    `curator undo` or `curator restore` takes it back; `curator compact` reclaims the bytes. Ingesting the same data
+    again does not bring deleted samples back.
     """
     from curator.service import Curator
 

@@ -1,24 +1,24 @@
 """Samples by hash, key, id and filter."""
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from curator.errors import NotFoundError, UsageError
-from curator.metadata.tables import Dataset, Sample, Segment
-from curator.metadata.where import compile_where, field_names
+from curator.metadata.tables import Dataset, Note, Sample, SampleTag, Segment, Tag
+from curator.metadata.where import Column, Several, compile_where, field_names
 from curator.metadata.where_meta import is_absent
 
 __all__ = [
     "COLUMNS",
+    "Chosen",
     "by_hash",
+    "chosen",
     "condition",
     "count_elsewhere",
-    "delete_where",
     "deleted_ids",
     "find_sample",
     "has_deleted",
@@ -26,14 +26,15 @@ __all__ = [
     "keys_taken",
     "live_ids",
     "live_ids_by_dataset",
-    "restore_where",
+    "live_rows",
     "rows_by_id",
     "rows_changed",
 ]
 
 # What --where can name. Everything else is looked up in the metadata.
 _C = Sample.__table__.c
-COLUMNS: dict[str, sa.ColumnElement[Any]] = {
+_TAGGED = sa.select(SampleTag.sample_id).join(Tag, SampleTag.tag_id == Tag.id)
+COLUMNS: dict[str, Column] = {
     "id": _C.id,
     "key": _C.key,
     "dataset": Dataset.__table__.c.name,
@@ -48,7 +49,10 @@ COLUMNS: dict[str, sa.ColumnElement[Any]] = {
     "norm": _C.norm,
     "captured": _C.captured,
     "loss": _C.loss,
+    "tag": Several(Tag.__table__.c.name, lambda condition: _C.id.in_(_TAGGED.where(condition))),
+    "note": sa.select(Note.text).where(Note.sample_id == _C.id).correlate(Sample.__table__).scalar_subquery(),
 }
+Chosen = list[sa.ColumnElement[bool]]
 _FEW = 500  # SQLite's default limit of bound values is 32,766; small lists keep statements cached
 
 
@@ -140,6 +144,20 @@ def live_ids_by_dataset(session: Session, space_id: int) -> dict[str, np.ndarray
     return {name: ids for name, ids in found.items() if len(ids)}
 
 
+def live_rows(session: Session, space_id: int, names: Sequence[str], where: str | None = None) -> Iterator[Any]:
+    """(id, the columns of these names) of the same samples, streamed in order of ids; "meta" is one more column."""
+    columns = [_C.meta if name == "meta" else COLUMNS[name] for name in names]
+    query = (
+        sa.select(_C.id, *columns)
+        .select_from(sa.join(Sample, Dataset, Sample.dataset_id == Dataset.id))
+        .where(Sample.space_id == space_id, Sample.deleted_at.is_(None))
+        .order_by(_C.id)
+    )
+    if where is not None:
+        query = query.where(condition(session, where))
+    yield from session.execute(query, execution_options={"yield_per": 10_000})
+
+
 def deleted_ids(session: Session, space_id: int) -> np.ndarray:
     """Ids of deleted samples whose vectors are still in a segment: int64, ascending."""
     query = sa.select(Sample.id).where(
@@ -175,38 +193,6 @@ def count_elsewhere(session: Session, space_id: int) -> int:
     return int(stored) - (session.scalar(sa.select(sa.func.count(Sample.id)).where(*is_gone)) or 0)
 
 
-def delete_where(session: Session, where: str) -> int:
-    """Marks matching samples as deleted in every space; returns how many."""
-    return _mark(session, where, Sample.deleted_at.is_(None), datetime.now(UTC))
-
-
-def restore_where(session: Session, where: str) -> dict[str, int]:
-    """Takes back deletes: {"restored", "to_ingest_again", "key_taken"}.
-
-    Compacted samples are forgotten, so that the next ingest of their source adds them. A sample whose key another one
-    bears by now stays deleted.
-    """
-    other = aliased(Sample)
-    is_taken = (
-        sa.exists()
-        .where(other.space_id == Sample.space_id, other.dataset_id == Sample.dataset_id, other.key == Sample.key)
-        .where(other.deleted_at.is_(None))
-    )
-    is_deleted = Sample.deleted_at.is_not(None)
-    gone = _chosen(session, where, sa.and_(is_deleted, Sample.segment_id.is_(None)))
-    forgotten = rows_changed(session, sa.delete(Sample).where(Sample.id.in_(gone)))
-    taken = session.scalar(
-        sa.select(sa.func.count()).select_from(_chosen(session, where, is_deleted & is_taken).subquery())
-    )
-    restored = _mark(session, where, sa.and_(is_deleted, sa.not_(is_taken)), None)
-    return {"restored": restored, "to_ingest_again": forgotten, "key_taken": taken or 0}
-
-
-def _mark(session: Session, where: str, state: sa.ColumnElement[bool], deleted_at: datetime | None) -> int:
-    statement = sa.update(Sample).where(Sample.id.in_(_chosen(session, where, state)))
-    return rows_changed(session, statement.values(deleted_at=deleted_at))
-
-
 def rows_changed(session: Session, statement: sa.Update | sa.Delete) -> int:
     """Runs an update or delete in the database, past the objects in memory; returns the number of rows."""
     result = session.execute(statement.execution_options(synchronize_session=False))
@@ -214,8 +200,20 @@ def rows_changed(session: Session, statement: sa.Update | sa.Delete) -> int:
     return result.rowcount
 
 
-def _chosen(session: Session, where: str, state: sa.ColumnElement[bool]) -> sa.Select[int]:
-    return sa.select(Sample.id).join(Dataset).where(state, condition(session, where))
+def chosen(session: Session, *, where: str | None = None, ids: Sequence[int] | None = None) -> Chosen:
+    """What a filter or a list of ids means: conditions on samples joined with datasets, one or a few hundred ids each.
+
+    Raises NotFoundError for an id that no sample has.
+    """
+    if where is not None:
+        return [condition(session, where)]
+    wanted = sorted(set(ids or ()))
+    conditions: Chosen = [Sample.id.in_(some) for some in _in_portions(wanted)]
+    found = sum(session.scalar(sa.select(sa.func.count(Sample.id)).where(some)) or 0 for some in conditions)
+    if found < len(wanted):
+        known = {id_ for some in conditions for id_ in session.scalars(sa.select(Sample.id).where(some))}
+        raise NotFoundError(f"no sample with id {next(id_ for id_ in wanted if id_ not in known)}")
+    return conditions
 
 
 def condition(session: Session, where: str) -> sa.ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""The schema: what the store knows about spaces, datasets, samples, segments, quarantined rows and saved queries.
+"""The schema: spaces, datasets, samples, segments, quarantined rows, saved queries, tags, notes and what was changed.
 
 Changes go through a revision in migrations/; `curator db check` compares the two. Times are UTC.
 """
@@ -13,16 +13,21 @@ __all__ = [
     "NEXT_SAMPLE_ID",
     "STORE_ID",
     "Base",
+    "Change",
+    "ChangedSample",
     "Counter",
     "Dataset",
     "Extent",
+    "Note",
     "Quarantined",
     "Sample",
+    "SampleTag",
     "SavedQuery",
     "SavedRepresentation",
     "SavedTop",
     "Segment",
     "Space",
+    "Tag",
 ]
 
 
@@ -221,3 +226,55 @@ class SavedTop(Base):
     helpful: Mapped[list[dict[str, Any]]]  # {"id", "key", "value"}, best first
     harmful: Mapped[list[dict[str, Any]]]  # worst first
     created_at: Mapped[datetime]
+
+
+class Tag(Base):
+    """A word that samples can bear."""
+
+    __tablename__ = "tags"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(200), unique=True)
+
+
+class SampleTag(Base):
+    """A sample bears a tag. In SQLite the key is the table: some ten bytes a row, and as many for the index."""
+
+    __tablename__ = "sample_tags"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
+
+    tag_id: Mapped[int] = mapped_column(sa.ForeignKey("tags.id"), primary_key=True)
+    sample_id: Mapped[int] = mapped_column(sa.ForeignKey("samples.id"), primary_key=True, index=True)
+
+
+class Note(Base):
+    """What a person wrote about a sample."""
+
+    __tablename__ = "notes"
+
+    sample_id: Mapped[int] = mapped_column(_Id, sa.ForeignKey("samples.id"), primary_key=True, autoincrement=False)
+    text: Mapped[str] = mapped_column(sa.Text)
+
+
+class Change(Base):
+    """One thing that was done to samples, with what it takes to undo it."""
+
+    __tablename__ = "changes"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(20))  # tag, untag, note, delete or restore
+    tag_id: Mapped[int | None] = mapped_column(sa.ForeignKey("tags.id"))
+    num_samples: Mapped[int] = mapped_column(sa.BigInteger)  # that it really changed
+    detail: Mapped[dict[str, Any]]  # how they were chosen; a note's text before and after
+    created_at: Mapped[datetime]
+    undone_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ChangedSample(Base):
+    """A sample that a change really changed; gone once that is undone. No foreign key: the log outlives samples."""
+
+    __tablename__ = "changed_samples"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
+
+    change_id: Mapped[int] = mapped_column(sa.ForeignKey("changes.id"), primary_key=True)
+    sample_id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)

@@ -7,29 +7,41 @@
 Every condition is true or false, never unknown as in SQL: `not` always gives the other rows. A field that is absent
 or null matches no condition but `!=`, `not in`, `not contains` and `is null`. A metadata value is compared with a
 value of its own type only: `meta.level = "3"` does not find the number 3, and `meta.level != "3"` does. `contains`
-ignores case (on SQLite for ASCII letters only). Text is ordered as the database orders it.
+ignores case (on SQLite for ASCII letters only). Text is ordered as the database orders it. A field with several values
+(`tag`) matches where one of them does, `!=`, `not in` and `not contains` where none does, `is null` where it has none.
 """
 
 import difflib
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, false, literal, not_, or_
+from sqlalchemy import ColumnElement, and_, false, literal, not_, or_, true
 from sqlalchemy.types import BigInteger, Boolean, Float, String, TypeEngine
 
 from curator.errors import FilterError
 from curator.metadata import where_meta
 from curator.metadata.where_syntax import Comparison, Condition, Field, Junction, Negation, Scalar, parse
 
-__all__ = ["compile_where"]
+__all__ = ["Column", "Several", "compile_where", "field_names"]
 
 _MAX_LISTED = 20
 _COMPARISONS = {"=": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A field with several values a row: one of them, and the rows of which one meets a condition."""
+
+    value: ColumnElement
+    any: Callable[[ColumnElement[bool]], ColumnElement[bool]]
+
+
+Column = ColumnElement | Several
+
+
 def compile_where(
-    expression: str, columns: Mapping[str, ColumnElement], meta: ColumnElement, meta_fields: Collection[str]
+    expression: str, columns: Mapping[str, Column], meta: ColumnElement, meta_fields: Collection[str]
 ) -> ColumnElement[bool]:
     """The condition that `expression` states, with every value as a bound parameter.
 
@@ -55,7 +67,7 @@ def field_names(expression: str) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Compiler:
-    columns: Mapping[str, ColumnElement]
+    columns: Mapping[str, Column]
     meta: ColumnElement
     meta_fields: Collection[str]
 
@@ -95,7 +107,9 @@ def _shown(name: str, is_meta: bool) -> str:
     return Field(name, is_meta).shown
 
 
-def _compare_column(column: ColumnElement, node: Comparison) -> ColumnElement[bool]:
+def _compare_column(column: Column, node: Comparison) -> ColumnElement[bool]:
+    if isinstance(column, Several):
+        return _compare_several(column, node)
     if node.operator == "is null":
         return column.is_(None)
     python_type = column.type.python_type
@@ -104,6 +118,14 @@ def _compare_column(column: ColumnElement, node: Comparison) -> ColumnElement[bo
         return column.is_distinct_from(bounds[0])
     # "and is not null" makes an unknown false, and leaves an index on the column usable.
     return and_(column.is_not(None), _apply(column, node, bounds))
+
+
+def _compare_several(column: Several, node: Comparison) -> ColumnElement[bool]:
+    if node.operator == "is null":
+        return not_(column.any(true()))
+    if node.operator == "!=":
+        return not_(_compare_several(column, Comparison(node.field, "=", node.values)))
+    return column.any(_compare_column(column.value, node))
 
 
 def _bound(field: Field, value: Scalar, python_type: type) -> ColumnElement:

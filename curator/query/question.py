@@ -10,7 +10,7 @@ from curator.query.inputs import QueryInput
 from curator.types import Fields
 from curator.value import Method
 
-__all__ = ["Asked", "OneQuestion", "Question", "parts_of"]
+__all__ = ["Asked", "OneQuestion", "Question", "is_asking", "parts_of"]
 
 
 class OneQuestion(TypedDict, total=False):
@@ -56,6 +56,14 @@ class Asked:
 
 
 _OPTIONS = ("where", "method", "damping", "top", "harmful", "rerank", "exact", "tokens", "trust", "certify")
+
+
+_QUERIES = ("text", "prompt", "response", "data", "saved", "expr")
+
+
+def is_asking(question: Question) -> bool:
+    """Whether there is something to value against, and not only a filter."""
+    return any(question.get(name) not in (None, (), []) for name in _QUERIES)
 
 
 def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
