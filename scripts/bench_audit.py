@@ -81,7 +81,7 @@ def mislabeled(args: argparse.Namespace, folder: Path) -> None:
                     for method in AUDIT_METHODS:
                         result = curator.audit_mislabeled(used, method=method, limit=EVERYTHING, **fields)
                         is_wrong = np.array([item.meta["is_swapped"] for item in result.items])
-                        values = np.array([item.value for item in result.items])
+                        values = np.array([item.value for item in result.items])  # type: ignore[attr-defined]
                         scores = area(np.arange(len(values)), is_wrong), area(values, is_wrong), is_wrong[:100].mean()
                         found.setdefault((positions, kind, method), []).append(scores)
         for name, scores in found.items():

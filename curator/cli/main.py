@@ -12,6 +12,7 @@ import click
 
 from curator import __version__
 from curator.cli.audit import audit
+from curator.cli.evaluate import evaluate
 from curator.cli.explain import explain
 from curator.cli.ingest import ingest
 from curator.cli.printable import printable
@@ -41,8 +42,8 @@ def cli() -> None:
 
 
 for command in (
-    *(ingest, query, queries, explain, select, values, audit, status, quarantined, delete, restore, compact, refit),
-    *(verify, tag, untag, tags, note, notes, changes, undo, doctor, db),
+    *(ingest, query, queries, explain, select, values, audit, evaluate, status, quarantined, delete, restore, compact),
+    *(refit, verify, tag, untag, tags, note, notes, changes, undo, doctor, db),
 ):
     cli.add_command(command)
 
