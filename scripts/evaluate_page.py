@@ -100,23 +100,27 @@ def _rules(cases: Cells) -> str:
     lines = [
         "## How to choose damping",
         "",
-        "AUC gained over raw in the sketch's subspace, mean over queries; last the worst case (in standard errors).",
+        "AUC gained over raw in the sketch's subspace, mean over queries (m: times the mean moment; tr: of the trace).",
         "",
-        "| rule | " + " | ".join(cases) + " | worst case |",
-        "|---" * (len(cases) + 2) + "|",
+        "| case | " + " | ".join(_short(rule) for rule in RULES) + " |",
+        "|---" * (len(RULES) + 1) + "|",
     ]
-    for rule in RULES:
-        gains, errors = [], []
-        for methods in cases.values():
-            raw, ours = (_main_measure(methods[name]) for name in ("raw", f"sketch | {rule} | value"))
-            gains.append((ours - raw).mean())
-            errors.append(
-                (ours - raw).mean() / max(1e-9, (ours - raw).std() / np.sqrt(len(raw))) if len(raw) > 1 else 0.0
-            )
-        worst = int(np.argmin(gains))
-        cells = " | ".join(f"{gain:+.3f}" for gain in gains)
-        lines.append(f"| {rule} | {cells} | {gains[worst]:+.3f} ({errors[worst]:+.1f}) |")
+    gains = np.array([[_gain(methods, rule) for rule in RULES] for methods in cases.values()])
+    lines += [f"| {name} | {_signed(row)} |" for name, row in zip(cases, gains, strict=True)]
+    lines += [f"| **worst** | {_signed(gains.min(0))} |", f"| **mean** | {_signed(gains.mean(0))} |"]
     return "\n".join([*lines, ""])
+
+
+def _gain(methods: dict[str, dict[str, np.ndarray]], rule: str) -> float:
+    return float((_main_measure(methods[f"sketch | {rule} | value"]) - _main_measure(methods["raw"])).mean())
+
+
+def _short(rule: str) -> str:
+    return rule.replace(" x mean", " m").replace(" of the trace", " tr").replace(" of the energy left", " energy left")
+
+
+def _signed(row: np.ndarray) -> str:
+    return " | ".join(f"{value:+.3f}" for value in row)
 
 
 def _geometries(cases: Cells) -> str:
@@ -126,15 +130,15 @@ def _geometries(cases: Cells) -> str:
         "",
         "AUC with damping 10 (of the mean second moment of the geometry) by geometry, value / relative.",
         "",
-        "| geometry | " + " | ".join(cases) + " |",
-        "|---" * (len(cases) + 1) + "|",
+        "| case | " + " | ".join(_GEOMETRIES) + " |",
+        "|---" * (len(_GEOMETRIES) + 1) + "|",
     ]
-    for geometry in _GEOMETRIES:
+    for name, methods in cases.items():
         cells = []
-        for methods in cases.values():
+        for geometry in _GEOMETRIES:
             pair = [_main_measure(methods[f"{geometry} | 10 x mean | {way}"]).mean() for way in ("value", "relative")]
             cells.append(f"{pair[0]:.3f} / {pair[1]:.3f}")
-        lines.append(f"| {geometry} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

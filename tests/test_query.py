@@ -16,7 +16,7 @@ from curator import Curator, demo
 from curator.errors import FilterError, ModelError, NotFoundError, SpaceError, UsageError
 from curator.models import CausalLM
 from curator.query import QueryResult
-from curator.value import METHODS, reference
+from curator.value import DEFAULT_DAMPING, METHODS, reference
 from index.projection import Projection
 from tests.models.tiny import save_tiny
 from tests.stores import CORPUS, FIELDS, NAMED, QUESTION, SIZE, VALIDATION, add, values_of, write_jsonl
@@ -181,7 +181,7 @@ def test_the_exact_tier_is_the_definition(
 def test_the_cheaper_tiers_are_close_to_the_exact_one(
     asked: Curator, exact_values: Callable[[str, float], np.ndarray], method: Any
 ):
-    expected = exact_values(method, 10.0)
+    expected = exact_values(method, DEFAULT_DAMPING)
     best, worst = set(np.argsort(-expected)[:10] + 1), set(np.argsort(expected)[:10] + 1)
     for rerank, least, overlap in ((SIZE, 0.999, 9), (0, 0.98, 8)):
         found = asked.query(**VALIDATION, method=method, rerank=rerank, **ALL)

@@ -14,7 +14,7 @@ from curator import Curator
 from curator.errors import UsageError
 from curator.query.answer import QueryOptions
 from curator.query.trust import CONFIDENCE, Bounds, bounds_of, check_end
-from curator.value import METHODS, Method
+from curator.value import DEFAULT_DAMPING, METHODS, Method
 from index.intervals import Stratum, most_in, most_in_all
 from tests.stores import CORPUS, NAMED, QUESTION, SIZE, VALIDATION, add
 
@@ -108,7 +108,7 @@ def test_the_bound_holds_for_every_sample_of_a_real_corpus(asked: Curator, metho
 
     query = next(read_queries(parts_of({**VALIDATION})[0]))
     with asked._asking(None, None) as answering:
-        prepared, _ = answering.prepare(query, method, 10.0)
+        prepared, _ = answering.prepare(query, method, DEFAULT_DAMPING)
         scale = "inverse_norm" if method == "cosine" else "none"
         bounds = bounds_of(answering.segments, prepared, scale, allowed=None, excluded=None)
     values = np.array([item.value for item in sorted(exact, key=lambda item: item.id)])
