@@ -37,13 +37,12 @@ from curator.store import DATABASE_URL, Store
 from curator.types import Fields
 
 if TYPE_CHECKING:
-    from curator.audit import AuditResult
+    from curator.audit import AuditMethod, AuditResult
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
     from curator.query import Answering, Explanation, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
     from curator.space import ModelOfSpace
-    from curator.value import Method
 
 __all__ = ["Curator"]
 
@@ -286,7 +285,7 @@ class Curator:
         reference: str | Path | Sequence[str | Path] = (),
         *,
         by: str | None = None,
-        method: Method = "preconditioned",
+        method: AuditMethod = "preconditioned-cosine",
         damping: float = 10.0,
         where: str | None = None,
         limit: int = 50,

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from curator import Curator
-from curator.value import METHODS
+from curator.audit import AUDIT_METHODS
 
 SHARE = 0.3
 EVERYTHING = 10**9
@@ -71,22 +71,22 @@ def mislabeled(args: argparse.Namespace, folder: Path) -> None:
     clean = [row | {args.response_field: f" {row[args.response_field]}"} for row in test]
     reference = write_rows(folder / "clean.jsonl", clean)
     fields = {"prompt_field": args.prompt_field, "response_field": args.response_field, "label_field": args.label_field}
-    found: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
     for positions in ("response", "all"):
+        found: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
         for seed in range(args.seeds):
             data = write_rows(folder / f"{seed}.jsonl", swapped(train, args, random.Random(seed)))
             with Curator.open(folder / f"{positions}{seed}", device="cpu") as curator:
                 curator.ingest(data, model=str(args.model), dataset="train", positions=positions, **fields)
                 for kind, used in (("clean test rows", [reference]), ("none", [])):
-                    for method in METHODS:
+                    for method in AUDIT_METHODS:
                         result = curator.audit_mislabeled(used, method=method, limit=EVERYTHING, **fields)
                         is_wrong = np.array([item.meta["is_swapped"] for item in result.items])
                         values = np.array([item.value for item in result.items])
                         scores = area(np.arange(len(values)), is_wrong), area(values, is_wrong), is_wrong[:100].mean()
                         found.setdefault((positions, kind, method), []).append(scores)
-    for name, scores in found.items():
-        cells = [f"{np.mean(column):.3f} ± {np.std(column):.3f}" for column in zip(*scores, strict=True)]
-        print(f"| {' | '.join((*name, *cells))} |", flush=True)
+        for name, scores in found.items():
+            cells = [f"{np.mean(column):.3f} ± {np.std(column):.3f}" for column in zip(*scores, strict=True)]
+            print(f"| {' | '.join((*name, *cells))} |", flush=True)
 
 
 EDITS: dict[str, Callable[[str, random.Random], str]] = {

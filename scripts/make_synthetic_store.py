@@ -29,11 +29,12 @@ import numpy as np
 import torch
 
 from curator import Curator, demo
-from curator.metadata.commits import RowNumbers, commit_segment, next_sample_id
+from curator.metadata.commits import commit_segment, next_sample_id
+from curator.metadata.row_numbers import RowNumbers
 from curator.metadata.spaces import find_space
 from curator.metadata.tables import Dataset
 from curator.metadata.tables import Segment as SegmentRow
-from curator.query import Asked, parts_of, read_queries
+from curator.query import parts_of, read_queries
 from curator.value import METHODS
 from index import Segment, SegmentArrays, top_k, write_segment
 from index.rabitq import build_shard, read_shard, turned
@@ -55,7 +56,7 @@ class Real:
 
 def real_sketches(curator: Curator, width: int | None = None) -> Real:
     """Sketches of the newest space, cut to their first coordinates."""
-    with curator._asking(Asked(None, None)) as answering:
+    with curator._asking(None, None) as answering:
         sketches_ND = np.concatenate([segment.sketches(0, segment.num_samples) for segment in answering.segments])
         norms_N = np.concatenate([segment.norms for segment in answering.segments])
     sketches_ND = np.ascontiguousarray(sketches_ND[:, :width])
@@ -77,7 +78,7 @@ def real_queries(curator: Curator, args: argparse.Namespace, width: int | None =
         }
     )
     found: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
-    with curator._asking(Asked(None, None)) as answering:
+    with curator._asking(None, None) as answering:
         for query, _ in zip(read_queries(given), range(NUM_QUERIES), strict=False):
             for method in METHODS:
                 found[method].append(answering.prepare(query, method, DAMPING)[0].search[:width])
@@ -157,7 +158,7 @@ def grow(curator: Curator, args: argparse.Namespace) -> None:
                 created_at=datetime.now(UTC),
             )
             samples = [_sample(space.id, dataset.id, first_id + at, float(norm)) for at, norm in enumerate(norms_n)]
-            commit_segment(session, numbers, row, samples)
+            commit_segment(session, numbers.take(), row, samples)
 
 
 def _sample(space_id: int, dataset_id: int, sample_id: int, norm: float) -> dict[str, Any]:

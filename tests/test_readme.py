@@ -1,14 +1,19 @@
 """The README says what is so: every command and option of it exists, and its self-contained code runs."""
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
+from curator import Curator, demo
 from curator.cli.main import cli
+from tests.stores import NAMED
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def commands() -> dict[str, click.Command]:
@@ -40,3 +45,21 @@ def test_the_code_that_needs_only_index_runs() -> None:
     blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "from index import" in block]
     assert len(blocks) == 1
     exec(blocks[0], {})
+
+
+def test_the_worked_example_of_audits_runs(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, on the store that scripts/demo makes."""
+    section = README.split("## Audit")[1].split("\n## ")[0]
+    block = re.findall(r"```bash\n(.*?)```", section, re.S)[0].replace("\\\n", " ")
+    monkeypatch.chdir(tmp_path)
+    with Curator.open("demo-store", device="cpu") as curator:
+        curator.ingest(demo.CORPUS, model=str(demo.MODEL), dataset="demo", **NAMED)
+        for line in block.splitlines():
+            words = shlex.split(line.replace("curator/demo/", f"{ROOT}/curator/demo/"), comments=True)
+            assert words[0] == "curator"
+            code, _, err = run(*words[1:])
+            assert code == 0, err
+        wrong = [item.meta["is_wrong"] for item in curator.audit_mislabeled(limit=90).items]
+        assert (sum(wrong[:50]), sum(wrong)) == tuple(map(int, re.findall(r"(\d+) of the worst", section)))
+        assert curator.notes() == []
+        assert curator.tags() == [{"tag": "suspect", "samples": 50}]

@@ -5,15 +5,19 @@ the rest of its group: the mean value of the others of the group for it,
 
     v(i) = (<s_i, W S_g> - <s_i, W s_i>) / (n_g - 1),    S_g = sum of s_j over the group
 
-at the sketch tier: s_i the sketch (cosine: divided by ||G_i||), W = 1 - w of preconditioning, else 1. Two streaming
-passes; memory is one row a group. Ranked by how many robust standard deviations a value lies below its group's median:
-values of different groups differ in scale.
+at the sketch tier: s_i the sketch, W = 1 - w of preconditioning, else 1. Two streaming passes; memory is one row a
+group. Ranked by how many robust standard deviations a value lies below its group's median: values of different groups
+differ in scale.
+
+Besides the methods of a query there is one more, both of its cures at once: preconditioned-cosine divides every sample,
+and what it is held against, by ||G||, and preconditions. A well-trained model has tiny gradients for what it knows and
+large ones for what it does not, so undivided values tell how loud a sample is. Figures: curator/DESIGN.md.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,10 +27,13 @@ from curator.audit.robust import deviations
 from curator.errors import EmptyQueryError, UsageError
 from curator.query import Answering
 from curator.types import Fields
-from curator.value import METHODS, Method
+from curator.value import Method
 from index.scan import RowScale, row_factors, sketches_of
 
-__all__ = ["MislabeledOptions", "mislabeled"]
+__all__ = ["AUDIT_METHODS", "AuditMethod", "MislabeledOptions", "mislabeled"]
+
+AuditMethod = Literal["raw", "cosine", "preconditioned", "preconditioned-cosine"]
+AUDIT_METHODS: tuple[AuditMethod, ...] = get_args(AuditMethod)
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,26 @@ class MislabeledOptions:
     """How to look."""
 
     by: str | None  # a metadata field; else the label
-    method: Method
+    method: AuditMethod
     damping: float
     where: str | None
     limit: int
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"method {self.method!r} is not known; use one of {', '.join(METHODS)}")
+        if self.method not in AUDIT_METHODS:
+            raise UsageError(f"method {self.method!r} is not known; use one of {', '.join(AUDIT_METHODS)}")
         if not 0 < self.damping < float("inf"):
             raise UsageError(f"damping must be above 0 and finite, got {self.damping:g}")
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether samples are divided by their norms."""
+        return "cosine" in self.method
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether what all samples agree on counts less."""
+        return self.method.startswith("preconditioned")
 
 
 def mislabeled(
@@ -87,7 +104,7 @@ def mislabeled(
         "space": answering.space.fingerprint,
         "by": options.by,
         "method": options.method,
-        "damping": options.damping if options.method == "preconditioned" else None,
+        "damping": options.damping if options.is_preconditioned else None,
         "reference": [str(path) for path in reference] or None,
         "groups": int((sizes > 0).sum()),
         "num_samples": len(groups.ids),
@@ -113,11 +130,13 @@ def _against_reference(
     for code, name in enumerate(groups.names):
         if name in queries:
             try:
-                prepared, description = answering.prepare(queries[name], options.method, options.damping)
+                method: Method = "preconditioned" if options.is_preconditioned else "raw"
+                prepared, description = answering.prepare(queries[name], method, options.damping)
             except EmptyQueryError as error:
                 notes.append(f"group {name!r} was not judged: {error}")
                 continue
-            search[code], clean[name] = prepared.search, description["num_samples"]
+            search[code] = prepared.search / (prepared.norm if options.is_unit else 1.0)
+            clean[name] = description["num_samples"]
     if not search:
         has, lacks = ", ".join(list(queries)[:5]), ", ".join(groups.names[:5])
         raise UsageError(f"the reference has no usable row of any of the samples' groups: it has {has}, they {lacks}")
@@ -138,7 +157,7 @@ def _against_each_other(answering: Answering, groups: Groups, options: Mislabele
     if not len(groups.ids):
         raise UsageError("every group holds one sample: without a clean reference there is nothing to compare")
     weights_D = np.ones(answering.projection.width)
-    if options.method == "preconditioned":
+    if options.is_preconditioned:
         weights_D -= answering.projection.precondition_weights(options.damping)
     sums_GD = np.zeros((len(groups.names), answering.projection.width))
     for places, sketches_nD in _scaled(answering, groups, options):
@@ -149,7 +168,7 @@ def _against_each_other(answering: Answering, groups: Groups, options: Mislabele
 
 def _scaled(answering: Answering, groups: Groups, options: MislabeledOptions) -> Any:
     """(places [n], sketches float64 [n, D]) as the method takes them."""
-    row_scale: RowScale = "inverse_norm" if options.method == "cosine" else "none"
+    row_scale: RowScale = "inverse_norm" if options.is_unit else "none"
     for places, sketches_nD, norms in sketches_of(answering.segments, groups.ids):
         yield places, sketches_nD.astype(np.float64) * row_factors(norms, row_scale)[:, None]
 

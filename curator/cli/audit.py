@@ -56,10 +56,10 @@ def audit() -> None:
 @click.option("--by", metavar="FIELD", help="The group: a metadata field. [default: the label]")
 @click.option(
     "--method",
-    type=click.Choice(["raw", "cosine", "preconditioned"]),
-    default="preconditioned",
+    type=click.Choice(["raw", "cosine", "preconditioned", "preconditioned-cosine"]),
+    default="preconditioned-cosine",
     show_default=True,
-    help="What a value is; see curator query --help.",
+    help="What a value is; the first three as in curator query, the last is both.",
 )
 @click.option("--damping", type=float, default=10.0, show_default=True, help="Larger is nearer to raw.")
 @click.option("--text-field", metavar="COLUMN", help="The reference's column with the text. [default: text]")

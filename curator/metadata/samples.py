@@ -146,7 +146,7 @@ def live_ids(session: Session, space_id: int, where: str | None = None) -> np.nd
     return np.fromiter(session.scalars(query), dtype=np.int64)
 
 
-def live_rows(session: Session, space_id: int, names: Sequence[str], where: str | None = None) -> Iterator[sa.Row[Any]]:
+def live_rows(session: Session, space_id: int, names: Sequence[str], where: str | None = None) -> Iterator[Any]:
     """(id, the columns of these names) of the same samples, streamed in order of ids; "meta" is one more column."""
     columns = [_C.meta if name == "meta" else COLUMNS[name] for name in names]
     query = (
