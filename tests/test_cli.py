@@ -159,7 +159,8 @@ def test_a_session_from_ingest_to_compact(tmp_path: Path, run: Run, monkeypatch:
     assert run("verify")[1].endswith(": sound\n")
     assert "5 samples (0 deleted" in " ".join(run("status")[1].split())
     assert run("db", "check") == (0, "", "the schema is in step\n")
-    assert run("db", "upgrade") == (0, "0002 -> 0002\n", "")
+    head = database.head_revision()
+    assert run("db", "upgrade") == (0, f"{head} -> {head}\n", "")
 
 
 def test_notes_never_mix_with_data(asked: Curator, run: Run):
