@@ -35,12 +35,14 @@ from curator.store import DATABASE_URL, Store
 from curator.types import Fields
 
 if TYPE_CHECKING:
+    from curator.evaluate import Evaluation
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
     from curator.query import Answering, Explanation, OneQuestion, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
     from curator.select import Selection
     from curator.space import ModelOfSpace
+    from curator.value import Method
 
 __all__ = ["Curator"]
 
@@ -251,6 +253,37 @@ class Curator:
             session, space = answering.session, answering.space
             write_selection(session, space, selection, Path(out), inputs=given.data, command=command)
             return dataclasses.replace(selection, out=str(out))
+
+    def evaluate(
+        self,
+        data: str | Path | Sequence[str | Path],
+        *,
+        by: str = "label",
+        label_field: str | None = None,
+        wrong: str | None = None,
+        where: str | None = None,
+        methods: Sequence[Method] = ("raw", "cosine", "preconditioned"),
+        damping: float = 10.0,
+        space: str | None = None,
+        model: str | None = None,
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        response_field: str | None = None,
+        id_field: str | None = None,
+    ) -> Evaluation:
+        """How well each method's values find a class's own samples, and those of them that match the filter `wrong`.
+
+        Each value of the data's column `label_field` (default: `by`) is one query, for the samples whose field `by` it
+        is: label, dataset, or a column of the corpus. At the sketch tier. Raises UsageError when data and corpus share
+        no class, FilterError, and as `queries` does.
+        """
+        from curator.evaluate import evaluate
+        from curator.query import QueryInput, read_queries
+
+        fields = Fields(text_field, prompt_field, response_field, id_field)
+        queries = list(read_queries(QueryInput(data=_several(data), fields=fields, by=label_field or by)))
+        with self._asking(space, model) as answering:
+            return evaluate(answering, queries, by=by, wrong=wrong, where=where, methods=methods, damping=damping)
 
     def values(self, **question: Unpack[Question]) -> Iterator[dict[str, Any]]:
         """{"id", "key", "value"} of every sample for one query, streamed in order of ids, at the sketch tier.

@@ -25,7 +25,7 @@ LAYERS = [
         "curator.export",
         "curator.doctor",
     },
-    {"curator.select"},
+    {"curator.select", "curator.evaluate"},
     {"curator.service"},
     {"curator", "curator.cli", "curator.__main__"},
 ]

@@ -11,6 +11,7 @@ import sys
 import click
 
 from curator import __version__
+from curator.cli.evaluate import evaluate
 from curator.cli.explain import explain
 from curator.cli.ingest import ingest
 from curator.cli.printable import printable
@@ -39,8 +40,8 @@ def cli() -> None:
 
 
 for command in (
-    *(ingest, query, queries, explain, select, values, status, quarantined, delete, restore, compact, refit, verify),
-    *(doctor, db),
+    *(ingest, query, queries, explain, select, evaluate, values, status, quarantined, delete, restore, compact),
+    *(refit, verify, doctor, db),
 ):
     cli.add_command(command)
 

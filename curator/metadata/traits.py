@@ -24,9 +24,10 @@ class Traits:
     num_tokens: np.ndarray  # int64
     datasets: np.ndarray  # int64, into dataset_names
     labels: np.ndarray  # int64, into label_names
-    groups: np.ndarray  # int64; all 0 without a field to group by
+    groups: np.ndarray  # int64, into group_names; all 0 without a field to group by
     dataset_names: list[str]
     label_names: list[str | None]
+    group_names: list[str | int | float | bool | None]
 
 
 def traits_of(session: Session, space_id: int, where: str | None, by: str | None) -> Traits:
@@ -53,7 +54,7 @@ def traits_of(session: Session, space_id: int, where: str | None, by: str | None
     if by is not None and columns.shape[1] and groups.names == [None]:
         raise UsageError(f"--by {by}: no sample has this field")
     ids, num_tokens, of_dataset, of_label, of_group = columns
-    return Traits(ids, num_tokens, of_dataset, of_label, of_group, datasets.names, labels.names)
+    return Traits(ids, num_tokens, of_dataset, of_label, of_group, datasets.names, labels.names, groups.names)
 
 
 def _text(meta: dict[str, Any] | None, by: str | None) -> str | None:
