@@ -278,6 +278,7 @@ class Changes(RuleBasedStateMachine):
 
 
 def test_any_order_of_changes_and_undos_agrees_with_plain_sets(for_states: Curator):
+    """The machine's invariant asserts it after every step."""
     machine = type("Changes", (Changes,), {"curator": for_states})
     machine.TestCase.settings = Changes.TestCase.settings
     machine.TestCase().runTest()

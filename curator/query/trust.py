@@ -12,7 +12,7 @@ Let M be the number of samples not shown whose value is above that of the last o
 are missing, so recall >= 1 - M / k. `trust` bounds M by exact hypergeometric bounds on strata of falling sketch value.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -143,57 +143,95 @@ def check_end(
     `sign` is 1 for the helpful end and -1 for the harmful one; `shown` are the best ids that the answer has found.
     """
     k = len(shown)
+
+    def run(places: np.ndarray) -> dict[int, float]:
+        return {id_: sign * value for id_, value in score(bounds.ids[places].tolist()).items()}
+
     scored = {id_: sign * value for id_, value in score(list(shown)).items()}
     middle = sign * bounds.middle
     highest = middle + bounds.slack
     is_scored = np.isin(bounds.ids, np.fromiter(scored, np.int64, k))
     if options.certify:
-        order = np.argsort(-highest, kind="stable")
-        order = order[~is_scored[order]][: options.certify]
-        for start in range(0, len(order), _BATCH):
-            some = order[start : start + _BATCH]
-            some = some[highest[some] > _last(scored, k)]
-            if not len(some):
-                break
-            scored |= {id_: sign * value for id_, value in score(bounds.ids[some].tolist()).items()}
-            is_scored[some] = True
+        _run_highest(scored, is_scored, highest, k, options.certify, run)
     last = _last(scored, k)
     in_doubt = np.flatnonzero(~is_scored & (highest > last))
     certain = _num_certain(scored, highest[~is_scored], k)
-    recall, confidence, error, strata, above = certain / k if k else 1.0, 1.0, None, [], 0
+    recall, confidence = certain / k if k else 1.0, 1.0
+    drawn = _Drawn([], 0, None)
     if options.trust and len(in_doubt) and certain < k:
-        drawn = _draw(in_doubt[np.argsort(-middle[in_doubt], kind="stable")], max(1, options.trust // 2))
-        errors = []
-        for places, num_places in drawn:
-            values = score(bounds.ids[places].tolist())
-            found = {id_: sign * value for id_, value in values.items()}
-            num_above = sum(value > last for value in found.values())
-            strata.append(Stratum(num_places, len(places), num_above))
-            exact = np.array([found[id_] for id_ in bounds.ids[places].tolist()])
-            errors.append(num_places * np.square(exact - middle[places]).mean())
-            scored |= found
-            above += num_above
-        error = float(np.sqrt(sum(errors) / len(in_doubt)))
-        by_chance = 1.0 - min(k, most_in_all(strata, 1.0 - CONFIDENCE)) / k
-        if all(stratum.drawn == stratum.size for stratum in strata):
+        ranked = in_doubt[np.argsort(-middle[in_doubt], kind="stable")]
+        drawn = _run_some(scored, ranked, middle, bounds.ids, last, max(1, options.trust // 2), run)
+        by_chance = 1.0 - min(k, most_in_all(drawn.strata, 1.0 - CONFIDENCE)) / k
+        if all(stratum.drawn == stratum.size for stratum in drawn.strata):
             certain, recall = k, 1.0  # every sample in doubt was run
         elif by_chance > recall:
             recall, confidence = by_chance, CONFIDENCE
-    ranked = sorted(scored.items(), key=lambda item: (-item[1], item[0]))[:k]
-    places = np.searchsorted(bounds.ids, [id_ for id_, _ in ranked])
-    return [(id_, sign * value) for id_, value in ranked], Trust(
+    best = sorted(scored.items(), key=lambda item: (-item[1], item[0]))[:k]
+    places = np.searchsorted(bounds.ids, [id_ for id_, _ in best])
+    return [(id_, sign * value) for id_, value in best], Trust(
         shown=k,
         certain=certain,
         recall_at_least=recall,
         confidence=confidence,
         run=len(scored),
         in_doubt=len(in_doubt),
-        drawn=sum(stratum.drawn for stratum in strata),
-        above=above,
-        error=error,
+        drawn=sum(stratum.drawn for stratum in drawn.strata),
+        above=drawn.above,
+        error=drawn.error,
         bound=float(bounds.slack[places].max()) if k else 0.0,
         is_guaranteed=is_guaranteed,
     )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What running random samples has shown: strata, how many were above the last one shown, and the error."""
+
+    strata: list[Stratum]
+    above: int
+    error: float | None
+
+
+def _run_highest(
+    scored: dict[int, float],
+    is_scored: np.ndarray,
+    highest: np.ndarray,
+    k: int,
+    limit: int,
+    run: Callable[[np.ndarray], dict[int, float]],
+) -> None:
+    """Runs the samples with the highest bounds, at most `limit`, until none left can be above the k-th; adds them."""
+    order = np.argsort(-highest, kind="stable")
+    order = order[~is_scored[order]][:limit]
+    for start in range(0, len(order), _BATCH):
+        some = order[start : start + _BATCH]
+        some = some[highest[some] > _last(scored, k)]
+        if not len(some):
+            return
+        scored |= run(some)
+        is_scored[some] = True
+
+
+def _run_some(
+    scored: dict[int, float],
+    ranked: np.ndarray,
+    middle: np.ndarray,
+    ids: np.ndarray,
+    last: float,
+    num: int,
+    run: Callable[[np.ndarray], dict[int, float]],
+) -> _Drawn:
+    """Runs random samples of strata of those in doubt, ranked by sketch value; adds them to those scored."""
+    strata, squares, above = [], 0.0, 0
+    for places, size in _draw(ranked, num):
+        found = run(places)
+        exact = np.array([found[id_] for id_ in ids[places].tolist()])
+        num_above = int((exact > last).sum())
+        strata.append(Stratum(size, len(places), num_above))
+        squares += size * float(np.square(exact - middle[places]).mean())
+        scored |= found
+        above += num_above
+    return _Drawn(strata, above, float(np.sqrt(squares / len(ranked))))
 
 
 def _last(scored: dict[int, float], k: int) -> float:
