@@ -2,6 +2,7 @@
 
 from curator.models.batches import make_batches
 from curator.models.causal_lm import CausalLM, CountedHidden, check_tokenizer, load_tokenizer, locate, pick_device
+from curator.models.chat import own_template, read_template
 from curator.models.encode import Encoder, OnLong, Positions
 from curator.models.fingerprint import FileStamp, hash_model_files
 from curator.models.head import Head
@@ -19,5 +20,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "make_batches",
+    "own_template",
     "pick_device",
+    "read_template",
 ]
