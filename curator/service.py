@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from curator.evaluate import Evaluation
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
+    from curator.preview import Preview
     from curator.query import Answering, Explanation, OneQuestion, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
     from curator.select import Selection
@@ -166,6 +167,43 @@ class Curator:
             if report.added:
                 self._record_tops(report.space)
         return report
+
+    @staticmethod
+    def preview(
+        data: str | Path | Sequence[str | Path],
+        *,
+        model: str,
+        revision: str | None = None,
+        num: int = 3,
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        response_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
+        id_field: str | None = None,
+        label_field: str | None = None,
+        positions: Positions = "response",
+        max_length: int | None = None,
+        on_long: OnLong = "truncate",
+        chat_template: str | Path | None = None,
+    ) -> Preview:
+        """What an ingest would read of the data, and which tokens would count: the first `num` samples, and counts over
+        the first 1,000 rows. Needs no store, and loads the tokenizer only. Raises as `ingest` does.
+        """
+        from curator.models import read_template
+        from curator.preview import preview
+
+        return preview(
+            _several(data),
+            Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
+            model=model,
+            revision=revision,
+            num=num,
+            positions=positions,
+            max_length=max_length,
+            on_long=on_long,
+            chat_template=None if chat_template is None else read_template(chat_template),
+        )
 
     def _record_tops(self, space: str) -> None:
         """What the grown corpus answers to the saved queries that its space knows."""

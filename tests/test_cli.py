@@ -79,10 +79,10 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
         ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--shape", "preference"], 2, "--messages-field"
     ),
     "no template": (
-        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--shape", "chat"], 2, "--chat-template FILE"
+        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", *COLUMNS, "--shape", "chat"], 2, "--chat-template"
     ),
     "template that is not there": (
-        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--chat-template", "{tmp}/x"], 4, "no chat template"
+        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--chat-template", "{tmp}/x"], 4, "no chat templ"
     ),
     "half a pair": (
         ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--prompt-field", "prompt"], 2, "--response-field"
