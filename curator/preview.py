@@ -26,6 +26,7 @@ class PreviewedSample:
     source: str
     row: int
     key: str | None
+    side: str | None  # of a preference pair: chosen or rejected
     label: str | None
     pieces: list[tuple[str, bool]]  # (text, whether its tokens count)
     num_tokens: int
@@ -123,4 +124,5 @@ def _shown(encoder: Encoder, sample: Sample, item: EncodedSample) -> PreviewedSa
     runs = itertools.groupby(zip(texts, item.counted.tolist(), strict=True), key=lambda token: token[1])
     pieces = [("".join(text for text, _ in run), is_counted) for is_counted, run in runs]
     counts = (item.num_tokens, item.num_counted, item.is_truncated)
-    return PreviewedSample(sample.source, sample.row, sample.key, sample.label, pieces, *counts)
+    side = None if sample.pair is None else sample.pair[1]
+    return PreviewedSample(sample.source, sample.row, sample.key, side, sample.label, pieces, *counts)

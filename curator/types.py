@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["BadRow", "EncodedSample", "Fields", "Message", "Row", "Sample", "Shape", "readable"]
+__all__ = ["INPUT_BREAK", "BadRow", "EncodedSample", "Fields", "Message", "Row", "Sample", "Shape", "readable"]
 
 # {"role": "system", "user", "assistant" or "tool", "content": text or [{"type": "text", "text": ...}, ...], ...}; an
 # assistant's turn may also have "tool_calls". What else a turn has stays as it was, for the template.
 Message = dict[str, Any]
+INPUT_BREAK = "\n\n"  # between an instruction and its input
 Shape = Literal["chat", "prompt", "text", "preference"]
 
 

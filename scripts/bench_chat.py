@@ -44,8 +44,9 @@ def main() -> None:
         for shape in SHAPES:
             row, tops[shape] = _space(Path(folder, shape), shape, options.model, train, test, template)
             rows.append(row)
-    print(f"# One corpus in three shapes\n\n{options.rows:,} rows, {options.queries} queries of the test set, each in its "
-          f"space's own shape; `scripts/bench_chat.py`\n")  # fmt: skip
+    print(
+        f"# One corpus in three shapes\n\n{options.rows:,} rows; {options.queries} queries, each in its space's shape\n"
+    )
     _table(rows)
     print(f"\nOverlap of the {TOP} most helpful samples between two spaces, mean ± standard deviation over the queries "
           f"(by chance {TOP / options.rows:.3f}):\n")  # fmt: skip

@@ -67,7 +67,7 @@ def _show(found: "Preview") -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(f"reading as {printable(found.reading)}", style="bold"))
     for sample in found.samples:
-        named = f" · {printable(sample.key)}" if sample.key is not None else ""
+        named = f" · {printable(sample.key)}" if sample.key is not None else f" · {sample.side}" if sample.side else ""
         cut = f" · truncated to {found.max_length:,}" if sample.is_truncated else ""
         head = f"\nrow {sample.row}{named} · {sample.num_counted:,} of {sample.num_tokens:,} tokens count{cut}"
         console.print(Text(head, style="bold"))

@@ -23,6 +23,7 @@ from curator.metadata.samples import rows_by_id
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
 from curator.sources import resolve
+from curator.types import INPUT_BREAK
 from index.stored import hash_file
 
 __all__ = ["write_selection"]
@@ -111,6 +112,13 @@ class _Rows:
             "id": sample.key if sample.has_own_key else None,
             "label": sample.label,
         }
+        if sample.messages is not None and "prompt" in fields and len(sample.messages) == 2:
+            # Two columns, read as turns.
+            parts |= {"messages": None}
+            parts["prompt"], parts["response"] = (turn["content"] for turn in sample.messages)
+        given = sample.meta.get(fields["input"]) if "input" in fields else None
+        if given and parts["prompt"]:
+            parts["prompt"] = parts["prompt"].removesuffix(INPUT_BREAK + given)
         named = {fields.get(role) or role: parts[role] for role in _ROLES if parts[role] is not None}
         return named | sample.meta
 

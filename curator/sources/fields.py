@@ -8,12 +8,11 @@ from curator.sources.excerpt import excerpt_of
 from curator.sources.messages import looks_like_messages, parse_messages, parse_tools
 from curator.sources.preference import to_pair
 from curator.sources.values import BadValueError, check_storable, kind_of, row_excerpt
-from curator.types import BadRow, Fields, Message, Row, Sample
+from curator.types import INPUT_BREAK, BadRow, Fields, Message, Row, Sample
 
 __all__ = ["to_sample", "to_samples"]
 
 _TOOLS = "tools"  # the column beside a conversation in which tools are offered
-_BETWEEN = "\n\n"  # an instruction and its input
 
 
 def to_samples(row: Row, fields: Fields) -> list[Sample] | BadRow:
@@ -22,7 +21,7 @@ def to_samples(row: Row, fields: Fields) -> list[Sample] | BadRow:
     `fields` comes from settle_fields or check_fields. Text and response must hold more than whitespace; an empty prompt
     is allowed. Messages: curator/sources/messages.py; beside them the column "tools" is what they may call, where it
     holds a list of objects. A key is text or an integer; a label is text, or a number or truth value as its JSON text,
-    and null or empty means no label. Every column without a role becomes metadata. A row with text that a database
+    and null or empty means no label. Every column without a role becomes metadata, an instruction's input too. A row with text that a database
     cannot store (lone surrogates, NUL) is bad.
     """
     try:
@@ -52,7 +51,7 @@ def to_sample(row: Row, fields: Fields) -> Sample | BadRow:
 def _sample(row: Row, fields: Fields, content: dict[str, Any]) -> Sample:
     """A sample of the row: its content, and what describes it."""
     roles = {getattr(fields, role) for role in
-             ("text", "prompt", "response", "messages", "input", "chosen", "rejected", "id", "label")}  # fmt: skip
+             ("text", "prompt", "response", "messages", "chosen", "rejected", "id", "label")}  # fmt: skip
     if content.get("tools"):
         roles.add(_TOOLS)
     meta = {name: value for name, value in row.columns.items() if name not in roles}
@@ -90,7 +89,7 @@ def _prompt(row: Row, name: str, fields: Fields) -> str:
     given = None if fields.input is None else row.columns.get(fields.input)
     if given is None or given == "":
         return prompt
-    return prompt + _BETWEEN + _text(row, str(fields.input))
+    return prompt + INPUT_BREAK + _text(row, str(fields.input))
 
 
 def _turns(row: Row, name: str, fields: Fields) -> list[Message]:
