@@ -21,8 +21,8 @@ def to_samples(row: Row, fields: Fields) -> list[Sample] | BadRow:
     `fields` comes from settle_fields or check_fields. Text and response must hold more than whitespace; an empty prompt
     is allowed. Messages: curator/sources/messages.py; beside them the column "tools" is what they may call, where it
     holds a list of objects. A key is text or an integer; a label is text, or a number or truth value as its JSON text,
-    and null or empty means no label. Every column without a role becomes metadata, an instruction's input too. A row with text that a database
-    cannot store (lone surrogates, NUL) is bad.
+    and null or empty means no label. Every column without a role becomes metadata, and so does an instruction's input.
+    A row with text that a database cannot store (lone surrogates, NUL) is bad.
     """
     try:
         if fields.chosen is not None and fields.rejected is not None:
