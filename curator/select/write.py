@@ -103,7 +103,7 @@ class _Rows:
 
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:
         fields = self._fields[dataset]
-        parts = {
+        parts: dict[str, Any] = {
             "text": sample.text if sample.messages is None else None,
             "prompt": sample.prompt,
             "response": sample.response,
@@ -112,9 +112,8 @@ class _Rows:
             "id": sample.key if sample.has_own_key else None,
             "label": sample.label,
         }
-        if sample.messages is not None and "prompt" in fields and len(sample.messages) == 2:
-            # Two columns, read as turns.
-            parts |= {"messages": None}
+        if sample.messages is not None and {"prompt", "response"} <= fields.keys() and len(sample.messages) == 2:
+            parts["messages"] = None  # two columns, which were read as turns
             parts["prompt"], parts["response"] = (turn["content"] for turn in sample.messages)
         given = sample.meta.get(fields["input"]) if "input" in fields else None
         if given and parts["prompt"]:
