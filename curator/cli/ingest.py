@@ -42,6 +42,11 @@ _SECONDS_BETWEEN_LINES = 10.0
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="[default: the checkpoint's]"
 )
 @click.option(
+    "--chat-template",
+    metavar="FILE",
+    help="A Jinja template for conversations, in the place of the model's own. [default: the model's]",
+)
+@click.option(
     "--batch-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Tokens in one forward pass."
 )
 @click.option(
@@ -64,6 +69,11 @@ def ingest(data: tuple[str, ...], store: str, device: str, quiet: bool, as_json:
     \b
     curator ingest train.jsonl --model ./model --store store --dataset train
     curator ingest qa.parquet --prompt-field question --response-field answer --store store --dataset qa
+    curator ingest chats.jsonl --model ./model --chat-template chatml.jinja --store store --dataset chats
+
+    Where no column is named, the columns say what the rows are: conversations (messages, conversations), preference
+    pairs (chosen, rejected), prompts (prompt and completion or response, instruction and output, question and answer)
+    or text; --shape forces one. Of conversations the assistant's turns count. See first with: curator preview
     """
     from curator.service import Curator
 
@@ -99,7 +109,7 @@ def _print(report: Any) -> None:
         "truncated": report.truncated,
     }
     said = [f"{count:,} {name}" for name, count in others.items() if count]
-    click.echo(f"{report.rows:,} rows read" + (f": {', '.join(said)}" if said else ""))
+    click.echo(f"{report.rows:,} rows read as {printable(report.reading)}" + (f": {', '.join(said)}" if said else ""))
     if report.added:
         click.echo(
             f"{report.tokens:,} tokens in {report.seconds:.1f} s ({report.added / forward:,.1f} samples/s, "
@@ -143,6 +153,10 @@ class _Reporter:
             self._bar.stop()
 
     def __call__(self, progress: Any) -> None:
+        if progress.phase == "reading":
+            if not self._quiet:
+                click.echo(f"curator: reading as {printable(progress.reading)}", err=True)
+            return
         now = time.monotonic()
         if progress.phase != self._phase:  # rate and time left are those of a phase: calibration comes first
             self._phase, self._started = progress.phase, now

@@ -23,6 +23,7 @@ from curator.metadata.samples import rows_by_id
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
 from curator.sources import resolve
+from curator.types import INPUT_BREAK
 from index.stored import hash_file
 
 __all__ = ["write_selection"]
@@ -30,7 +31,15 @@ __all__ = ["write_selection"]
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
 _FILE_ROWS = 500_000  # of one Parquet file in a directory
-_ROLES = ("id", "text", "prompt", "response", "label")  # the order of columns; the data's others follow
+_ROLES = (
+    "id",
+    "text",
+    "prompt",
+    "response",
+    "messages",
+    "tools",
+    "label",
+)  # the order of columns; the data's others follow
 
 
 def write_selection(
@@ -94,13 +103,21 @@ class _Rows:
 
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:
         fields = self._fields[dataset]
-        parts = {
-            "text": sample.text,
+        parts: dict[str, Any] = {
+            "text": sample.text if sample.messages is None else None,
             "prompt": sample.prompt,
             "response": sample.response,
+            "messages": sample.messages,
+            "tools": sample.tools,
             "id": sample.key if sample.has_own_key else None,
             "label": sample.label,
         }
+        if sample.messages is not None and {"prompt", "response"} <= fields.keys() and len(sample.messages) == 2:
+            parts["messages"] = None  # two columns, which were read as turns
+            parts["prompt"], parts["response"] = (turn["content"] for turn in sample.messages)
+        given = sample.meta.get(fields["input"]) if "input" in fields else None
+        if given and parts["prompt"]:
+            parts["prompt"] = parts["prompt"].removesuffix(INPUT_BREAK + given)
         named = {fields.get(role) or role: parts[role] for role in _ROLES if parts[role] is not None}
         return named | sample.meta
 
