@@ -56,8 +56,8 @@ def reference_queries(data: Sequence[str | Path], fields: Fields, by: str | None
     queries: dict[str, Query] = {}
     bad: list[BadRow] = []
     fields = check_fields(fields)
-    for path in resolve(data):
-        for row in read_rows(path):
+    for source in resolve(data):
+        for row in read_rows(source):
             sample = to_sample(row, fields) if isinstance(row, Row) else row
             if isinstance(sample, BadRow):
                 bad.append(sample)

@@ -8,7 +8,7 @@ from typing import Any
 
 from curator.errors import UsageError
 from curator.query.expression import parse_expression
-from curator.sources import check_fields, read_rows, resolve, to_sample
+from curator.sources import Source, check_fields, read_rows, resolve, to_sample
 from curator.types import BadRow, Fields, Row, Sample
 
 __all__ = ["Query", "QueryInput", "read_queries"]
@@ -78,14 +78,14 @@ def _from_text(given: QueryInput) -> Query:
 
 
 def _from_data(given: QueryInput) -> Iterator[Query]:
-    paths, fields = resolve(given.data), check_fields(given.fields)
+    sources, fields = resolve(given.data), check_fields(given.fields)
     names = [str(item) for item in given.data]
     if given.each:
-        yield from _one_per_row(paths, fields)
+        yield from _one_per_row(sources, fields)
         return
     groups: dict[str, Query] = defaultdict(lambda: Query({}, []))
     skipped = []
-    for row in _rows(paths):
+    for row in _rows(sources):
         group = _group(row, given.by) if isinstance(row, Row) else row
         item = to_sample(row, fields) if isinstance(row, Row) and isinstance(group, str) else group
         if isinstance(item, Sample):
@@ -100,10 +100,10 @@ def _from_data(given: QueryInput) -> Iterator[Query]:
         yield query
 
 
-def _one_per_row(paths: list[Path], fields: Fields) -> Iterator[Query]:
+def _one_per_row(sources: list[Source], fields: Fields) -> Iterator[Query]:
     skipped: list[BadRow] = []  # before the first usable row; later ones are told with the row before them
     query: Query | None = None
-    for row in _rows(paths):
+    for row in _rows(sources):
         item = to_sample(row, fields) if isinstance(row, Row) else row
         if isinstance(item, BadRow):
             (query.skipped if query else skipped).append(item)
@@ -117,12 +117,12 @@ def _one_per_row(paths: list[Path], fields: Fields) -> Iterator[Query]:
     if query is not None:
         yield query
     else:
-        raise UsageError(f"no usable row in {paths[0]}: {skipped[0].reason if skipped else 'it has no rows'}")
+        raise UsageError(f"no usable row in {sources[0]}: {skipped[0].reason if skipped else 'it has no rows'}")
 
 
-def _rows(paths: list[Path]) -> Iterator[Row | BadRow]:
-    for path in paths:
-        yield from read_rows(path)
+def _rows(sources: list[Source]) -> Iterator[Row | BadRow]:
+    for source in sources:
+        yield from read_rows(source)
 
 
 def _group(row: Row, by: str | None) -> str | BadRow:

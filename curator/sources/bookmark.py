@@ -1,0 +1,68 @@
+"""How far a source has been read, so that the next ingest reads only what is new.
+
+A mark lies between two rows. Of a text it holds the hash of all bytes before it, so that a file that was appended to is
+told from one that was rewritten. A source is read to its end once the mark has the hash of the whole.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from curator.sources.source import Source
+from curator.sources.streams import open_stream
+
+__all__ = ["Bookmark", "ChangedSourceError", "Mark", "Reached", "digest_of", "is_due", "is_unchanged"]
+
+_BLOCK = 1 << 20
+_ROWS_BETWEEN, _BYTES_BETWEEN = 256, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """All rows before `row` lie in the first `offset` bytes (decompressed), which have this digest."""
+
+    row: int = 0
+    offset: int = 0
+    digest: bytes = b""
+    whole: bytes | None = None  # the hash of everything, once the end is reached; empty where it was not computed
+
+
+Reached = Callable[[Mark], None]
+
+
+class ChangedSourceError(Exception):
+    """What lies before a mark is not what was read: the source must be read from its start."""
+
+
+def is_due(row: int, offset: int, before: Mark) -> bool:
+    """Whether a new mark is worth its hash."""
+    return row - before.row >= _ROWS_BETWEEN or offset - before.offset >= _BYTES_BETWEEN
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """A mark in a version of a source."""
+
+    mark: Mark
+    stamp: str | None  # Source.stamp when it was read
+    size: int | None  # in bytes, then
+
+
+def is_unchanged(source: Source, known: Bookmark) -> bool:
+    """Whether the source was read to its end and is what it was then: by its stamp, or, in doubt, by its hash."""
+    if known.mark.whole is None:
+        return False
+    if known.stamp is not None and known.stamp == source.stamp():
+        return True
+    size = source.file.size()
+    is_other_size = None not in (size, known.size) and size != known.size
+    return bool(known.mark.whole) and not is_other_size and digest_of(source) == known.mark.whole
+
+
+def digest_of(source: Source) -> bytes:
+    """The hash of all bytes: of a text those that are read, decompressed; of other formats those of the file."""
+    digest = blake2b(digest_size=16)
+    with open_stream(source) as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.digest()
