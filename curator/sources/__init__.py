@@ -1,6 +1,6 @@
 """Training data become rows, and rows become samples: sources -> Row | BadRow -> Sample | BadRow."""
 
-from curator.sources.bookmark import Bookmark, Mark, is_unchanged
+from curator.sources.bookmark import Bookmark, Mark, is_unchanged, seen
 from curator.sources.count import count_rows
 from curator.sources.fields import check_fields, to_sample
 from curator.sources.identity import content_hash
@@ -19,5 +19,6 @@ __all__ = [
     "is_unchanged",
     "read_rows",
     "resolve",
+    "seen",
     "to_sample",
 ]

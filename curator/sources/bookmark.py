@@ -7,11 +7,12 @@ told from one that was rewritten. A source is read to its end once the mark has 
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from curator.sources.source import Source
-from curator.sources.streams import open_stream
+from curator.sources.streams import damage_as_usage_error, open_stream
 
-__all__ = ["Bookmark", "ChangedSourceError", "Mark", "Reached", "digest_of", "is_due", "is_unchanged"]
+__all__ = ["Bookmark", "ChangedSourceError", "Mark", "Reached", "Seen", "digest_of", "is_due", "is_unchanged", "seen"]
 
 _BLOCK = 1 << 20
 _ROWS_BETWEEN, _BYTES_BETWEEN = 256, 1 << 20
@@ -44,17 +45,32 @@ class Bookmark:
     """A mark in a version of a source."""
 
     mark: Mark
-    stamp: str | None  # Source.stamp when it was read
-    size: int | None  # in bytes, then
+    stamp: str | None  # as it was seen when it was read
+    size: int | None
+
+
+class Seen(NamedTuple):
+    """A source from the outside: `stamp` is the version, or None where the same version may stand for other bytes."""
+
+    version: str | None
+    stamp: str | None
+    size: int | None
+
+
+def seen(source: Source) -> Seen:
+    """What can be told of a source without reading it. Raises NotFoundError or UsageError."""
+    with damage_as_usage_error(source):
+        version = source.file.version()
+        return Seen(version, version if source.file.is_settled() else None, source.file.size())
 
 
 def is_unchanged(source: Source, known: Bookmark) -> bool:
     """Whether the source was read to its end and is what it was then: by its stamp, or, in doubt, by its hash."""
     if known.mark.whole is None:
         return False
-    if known.stamp is not None and known.stamp == source.stamp():
+    _, stamp, size = seen(source)
+    if known.stamp is not None and known.stamp == stamp:
         return True
-    size = source.file.size()
     is_other_size = None not in (size, known.size) and size != known.size
     return bool(known.mark.whole) and not is_other_size and digest_of(source) == known.mark.whole
 

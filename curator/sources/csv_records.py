@@ -129,7 +129,9 @@ def _is_unfinished(error: csv.Error) -> bool:
 
 
 def _syntax_reason(lines: _Lines, error: csv.Error) -> str:
-    where = f"line {lines.first_number}" + (f" to {lines.bytes.num_lines}" if lines.bytes.num_lines > lines.first_number else "")
+    where = f"line {lines.first_number}" + (
+        f" to {lines.bytes.num_lines}" if lines.bytes.num_lines > lines.first_number else ""
+    )
     if _is_unfinished(error):
         return f"a quote opened in {where} is never closed: everything after it was taken for one value"
     if "field larger than field limit" in str(error):

@@ -95,11 +95,12 @@ def _check_file(path: Path) -> None:
 
 
 def _walk(root: Path, options: SourceOptions) -> Iterator[Path]:
-    """Readable files below `root`, by name. Linked directories are followed, each real directory once, so a loop ends."""
+    """Readable files below `root`, by name."""
     return iter(sorted(_below(root, options), key=lambda file: file.relative_to(root).parts))
 
 
 def _below(root: Path, options: SourceOptions) -> Iterator[Path]:
+    # Linked directories are followed, each real directory once, so that a loop ends.
     visited = {os.path.realpath(root)}
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_cannot_list):
         saved = saved_files(Path(folder), options.split)

@@ -48,8 +48,8 @@ def _files(folder: Path) -> list[Path]:
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise UsageError(f"{folder} keeps its rows as a selection of others: {_OTHER_VERSION}")
     files = state.get("_data_files")
-    names = [file.get("filename") for file in files if isinstance(file, dict)] if isinstance(files, list) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = [str(file.get("filename")) for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+    if not names or not all(name.endswith(".arrow") and Path(name).name == name for name in names):
         raise UsageError(f"{path} lists no data files: {_OTHER_VERSION}")
     return [folder / name for name in names]
 

@@ -91,10 +91,6 @@ class Source:
         """Whether errors of the operating system are all that opening it can raise."""
         return isinstance(self.file, LocalFile)
 
-    def stamp(self) -> str | None:
-        """The file's version, or None where the same version may stand for other bytes."""
-        return self.file.version() if self.file.is_settled() else None
-
 
 def local_source(path: Path) -> Source:
     """A file on this machine as a source. Raises UsageError for a suffix that is not read."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from curator.errors import NotFoundError, UsageError
 from curator import sources
+from curator.errors import NotFoundError, UsageError
 from curator.sources.formats import DataFormat, data_format
 
 
