@@ -175,23 +175,25 @@ class Intake:
     def _drop_known(self, samples: list[_Met]) -> list[_Met]:
         """Those that have to go through the model; every other one is counted as what it is."""
         held = by_hash(self.session, self.numbers.space_id, self.numbers.dataset_id, [met.digest for met in samples])
-        unknown = []
+        unknown: list[_Met] = []
+        claimed: set[str | None] = set()  # keys of those before: the first row of a key counts
         for met in samples:
             known = held.get(met.digest)
             if known is None:
                 if met.digest in self._pending_hashes:
                     self.report.duplicates += 1
-                else:
-                    self._pending_hashes.add(met.digest)
-                    unknown.append(met)
+                    continue
+                self._pending_hashes.add(met.digest)
+                unknown.append(met)
+                claimed.add(met.sample.key)
             elif known.id >= self.first_new_id or self._is_met[known.id]:
                 self.report.duplicates += 1
+            elif known.deleted_at is not None and known.replaced_by is None:
+                self.report.deleted += 1
+            elif met.sample.key is not None and (met.sample.key in claimed or met.sample.key in self._pending_keys):
+                self._refuse_key(met.sample)
             elif known.replaced_by is not None:
                 unknown += self._bring_back(met, known)
-            elif known.deleted_at is not None:
-                self.report.deleted += 1
-            elif met.sample.key in self._pending_keys:  # a newer version of it was read before, in this ingest
-                self._refuse_key(met.sample)
             else:
                 self._is_met[known.id] = True
                 self.report.present += 1
