@@ -1,7 +1,7 @@
 """Reading large data in bounded memory, and what a second ingest of the same data costs.
 
-    stream MODEL TRAIN: a JSON lines file of --gigabytes made of the rows of TRAIN, read and hashed as an ingest does, the
-                        memory of the process told over time; what knowing the file again costs; the first rows ingested
+    stream MODEL TRAIN: a JSON lines file of --gigabytes made of the rows of TRAIN, read and hashed as an ingest does, with
+                        memory along the way; what knowing the file again costs; its first rows ingested
     again MODEL TRAIN:  a directory of JSON lines, ingested, ingested again unchanged, grown by a few rows, and reread
 
 TRAIN: JSON lines with question and answer, such as gsm8k. Times are wall clock.
