@@ -194,6 +194,7 @@ class _Reporter:
         self._quiet = quiet
         self._bar: Any = None
         self._task: Any = None
+        self._phase = ""
         self._started = self._last = time.monotonic()
 
     def __enter__(self) -> "_Reporter":
@@ -220,6 +221,8 @@ class _Reporter:
 
     def __call__(self, progress: Any) -> None:
         now = time.monotonic()
+        if progress.phase != self._phase:  # rate and time left are those of a phase: calibration comes first
+            self._phase, self._started = progress.phase, now
         rate = self._rate(progress, now)
         # Rows are read ahead of the model by up to a segment: what counts is what has passed the model or was known.
         waiting = max(0, progress.waiting)
