@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BadRow", "EncodedSample", "Fields", "Row", "Sample"]
+__all__ = ["BadRow", "Bookmark", "EncodedSample", "Fields", "Mark", "Row", "Sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +77,22 @@ class EncodedSample:
     def num_counted(self) -> int:
         """Tokens whose prediction enters the value."""
         return int(self.counted.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """All rows before `row` lie in the first `offset` bytes (decompressed), which have this digest."""
+
+    row: int = 0
+    offset: int = 0
+    digest: bytes = b""
+    whole: bytes | None = None  # the hash of everything, once the end is reached; empty where it was not computed
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """A mark in a version of a source."""
+
+    mark: Mark
+    stamp: str | None  # as it was seen when it was read
+    size: int | None

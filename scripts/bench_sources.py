@@ -1,8 +1,8 @@
 """Reading large data in bounded memory, and what a second ingest of the same data costs.
 
-    stream MODEL TRAIN: a JSON lines file of --gigabytes made of the rows of TRAIN, read and hashed as an ingest does, with
+    stream MODEL TRAIN: JSON lines of --gigabytes made of the rows of TRAIN, read and hashed as an ingest does, with
                         memory along the way; what knowing the file again costs; its first rows ingested
-    again MODEL TRAIN:  a directory of JSON lines, ingested, ingested again unchanged, grown by a few rows, and reread
+    again MODEL TRAIN:  a directory of JSON lines, ingested, again unchanged, grown by a few rows, and reread
 
 TRAIN: JSON lines with question and answer, such as gsm8k. Times are wall clock.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from curator import Curator
-from curator.sources import Bookmark, Mark, Source, content_hash, is_unchanged, read_rows, resolve, seen, to_sample
-from curator.types import Fields, Row, Sample
+from curator.sources import Source, content_hash, is_unchanged, read_rows, resolve, seen, to_sample
+from curator.types import Bookmark, Fields, Mark, Row, Sample
 
 FIELDS = {"prompt_field": "question", "response_field": "answer", "id_field": "id"}
 ROLES = Fields(prompt="question", response="answer", id="id")

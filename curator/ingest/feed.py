@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 
 from curator.errors import NotFoundError, UsageError
 from curator.ingest.report import IngestReport
-from curator.sources import Bookmark, Mark, Source, is_unchanged, read_rows, seen, to_sample
-from curator.types import BadRow, Fields, Row, Sample
+from curator.sources import Source, is_unchanged, read_rows, seen, to_sample
+from curator.types import BadRow, Bookmark, Fields, Mark, Row, Sample
 
 __all__ = ["Ahead", "Feed", "reading_of", "survey"]
 

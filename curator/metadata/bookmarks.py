@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.metadata.tables import Bookmark as BookmarkRow
-from curator.sources.bookmark import Bookmark, Mark
+from curator.types import Bookmark, Mark
 
 __all__ = ["bookmarks_of", "drop_bookmarks", "write_bookmarks"]
 

@@ -7,8 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.metadata.tables import Dataset, Extent
-from curator.sources.bookmark import Bookmark
-from curator.types import BadRow
+from curator.types import BadRow, Bookmark
 
 __all__ = ["ReplaceChange", "RowNumbers", "RowsRead"]
 

@@ -1,6 +1,6 @@
 """Training data become rows, and rows become samples: sources -> Row | BadRow -> Sample | BadRow."""
 
-from curator.sources.bookmark import Bookmark, Mark, is_unchanged, seen
+from curator.sources.bookmark import is_unchanged, seen
 from curator.sources.count import count_rows
 from curator.sources.fields import check_fields, to_sample
 from curator.sources.identity import content_hash
@@ -9,8 +9,6 @@ from curator.sources.rows import read_rows
 from curator.sources.source import Source, SourceOptions
 
 __all__ = [
-    "Bookmark",
-    "Mark",
     "Source",
     "SourceOptions",
     "check_fields",

@@ -6,12 +6,12 @@ from typing import IO
 import pyarrow as pa
 
 from curator.errors import UsageError
-from curator.sources.bookmark import Mark, Reached, digest_of, is_due
+from curator.sources.bookmark import Reached, digest_of, is_due
 from curator.sources.header import check_header
 from curator.sources.parquet import batch_rows
 from curator.sources.source import Source
 from curator.sources.streams import damage_as_usage_error
-from curator.types import BadRow, Row
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["read_arrow"]
 

@@ -5,27 +5,17 @@ told from one that was rewritten. A source is read to its end once the mark has 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
 from curator.sources.source import Source
 from curator.sources.streams import damage_as_usage_error, open_stream
+from curator.types import Bookmark, Mark
 
-__all__ = ["Bookmark", "ChangedSourceError", "Mark", "Reached", "Seen", "digest_of", "is_due", "is_unchanged", "seen"]
+__all__ = ["ChangedSourceError", "Reached", "Seen", "digest_of", "is_due", "is_unchanged", "seen"]
 
 _BLOCK = 1 << 20
 _ROWS_BETWEEN, _BYTES_BETWEEN = 256, 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """All rows before `row` lie in the first `offset` bytes (decompressed), which have this digest."""
-
-    row: int = 0
-    offset: int = 0
-    digest: bytes = b""
-    whole: bytes | None = None  # the hash of everything, once the end is reached; empty where it was not computed
 
 
 Reached = Callable[[Mark], None]
@@ -38,15 +28,6 @@ class ChangedSourceError(Exception):
 def is_due(row: int, offset: int, before: Mark) -> bool:
     """Whether a new mark is worth its hash."""
     return row - before.row >= _ROWS_BETWEEN or offset - before.offset >= _BYTES_BETWEEN
-
-
-@dataclass(frozen=True, slots=True)
-class Bookmark:
-    """A mark in a version of a source."""
-
-    mark: Mark
-    stamp: str | None  # as it was seen when it was read
-    size: int | None
 
 
 class Seen(NamedTuple):

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator.errors import CuratorError
-from curator.sources.bookmark import Mark
 from curator.sources.source import Source
 from curator.sources.streams import open_stream
+from curator.types import Mark
 
 __all__ = ["count_rows"]
 

@@ -7,11 +7,11 @@ from typing import IO
 
 from curator.errors import UsageError
 from curator.sources import streams
-from curator.sources.bookmark import ChangedSourceError, Mark, Reached, is_due
+from curator.sources.bookmark import ChangedSourceError, Reached, is_due
 from curator.sources.excerpt import excerpt_of
 from curator.sources.header import check_header
 from curator.sources.source import Source
-from curator.types import BadRow, Row
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["read_csv"]
 

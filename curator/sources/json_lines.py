@@ -6,11 +6,11 @@ from pathlib import PurePosixPath
 
 from curator.errors import UsageError
 from curator.sources import streams
-from curator.sources.bookmark import ChangedSourceError, Mark, Reached, is_due
+from curator.sources.bookmark import ChangedSourceError, Reached, is_due
 from curator.sources.excerpt import excerpt_of
 from curator.sources.plain import finite
 from curator.sources.source import Source
-from curator.types import BadRow, Row
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["read_json_lines"]
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.sources.bookmark import Mark, Reached, digest_of, is_due
+from curator.sources.bookmark import Reached, digest_of, is_due
 from curator.sources.excerpt import excerpt_of
 from curator.sources.header import check_header
 from curator.sources.plain import plain
 from curator.sources.source import Source
 from curator.sources.streams import damage_as_usage_error
-from curator.types import BadRow, Row
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["batch_rows", "read_parquet"]
 

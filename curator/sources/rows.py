@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from curator.sources.arrow import read_arrow
-from curator.sources.bookmark import ChangedSourceError, Mark, Reached
+from curator.sources.bookmark import ChangedSourceError, Reached
 from curator.sources.csv_records import read_csv
 from curator.sources.json_lines import read_json_lines
 from curator.sources.parquet import read_parquet
 from curator.sources.source import Source, local_source
-from curator.types import BadRow, Row
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["read_rows"]
 

@@ -9,8 +9,8 @@ import pyarrow.feather
 import pytest
 
 from curator.errors import UsageError
-from curator.sources import Mark, SourceOptions, read_rows, resolve
-from curator.types import Row
+from curator.sources import SourceOptions, read_rows, resolve
+from curator.types import Mark, Row
 from tests.sources.files import columns_of, read
 
 ROWS = [{"text": f"row {number}", "n": number} for number in range(500)]

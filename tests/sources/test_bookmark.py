@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curator.sources import Bookmark, Mark, is_unchanged, read_rows, seen
+from curator.sources import is_unchanged, read_rows, seen
 from curator.sources.source import local_source
-from curator.types import BadRow, Row
+from curator.types import BadRow, Bookmark, Mark, Row
 from tests.sources.files import write_bytes, write_parquet
 
 NAMES = ["a.jsonl", "a.csv", "a.jsonl.gz", "a.csv.zst"]

@@ -17,8 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from curator.errors import CuratorError, NotFoundError, UsageError
 from curator.sources import SourceOptions, is_unchanged, read_rows, resolve, seen
-from curator.sources.bookmark import Bookmark, Mark
-from curator.types import Row
+from curator.types import Bookmark, Mark, Row
 from tests.sources.files import write_jsonl, write_parquet
 
 ROWS = [{"text": f"row {number}"} for number in range(300)]
