@@ -125,7 +125,9 @@ def _ingest(
     broken: Broken = {}
     with store.writing(), store.session() as session:
         try:
-            loaded = watching.loaded = watching.loaded or _load(session, model, revision, options)
+            loaded = watching.loaded or _load(session, model, revision, options)
+            if "," not in options.device:  # the workers of several devices load models of their own
+                watching.loaded = loaded
             space = existing_space(session, loaded)
             if space is None:
                 space = _new_space(store, session, loaded, sources, fields, options, meter)

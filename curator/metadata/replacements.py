@@ -33,8 +33,9 @@ def replace_samples(
     change.num_samples += len(pairs)
     session.flush()
     back: list[dict[str, Any]] = [{"id": new, "deleted_at": None, "replaced_by": None} for _, new in pairs]
+    now = datetime.now(UTC)
     gone: list[dict[str, Any]] = [
-        {"id": old, "deleted_at": datetime.now(UTC), "replaced_by": new} for old, new in pairs if old is not None
+        {"id": old, "deleted_at": now, "replaced_by": new} for old, new in pairs if old is not None
     ]
     session.execute(sa.update(Sample), back + gone)
     ids = [id_ for pair in pairs for id_ in pair if id_ is not None]
@@ -49,18 +50,18 @@ def _carry_over(session: Session, old_ids: list[int]) -> None:
     new_ids = sa.select(Sample.replaced_by).where(Sample.id.in_(old_ids))
     for table in (SampleTag, Note):
         rows_changed(session, sa.delete(table).where(table.sample_id.in_(new_ids)))
-    of_old = (Sample.id.in_(old_ids),)
+    is_old = Sample.id.in_(old_ids)
     tags = sa.select(SampleTag.tag_id, Sample.replaced_by).join(Sample, Sample.id == SampleTag.sample_id)
-    rows_inserted(session, sa.insert(SampleTag), tags.where(*of_old))
+    rows_inserted(session, sa.insert(SampleTag), tags.where(is_old))
     notes = sa.select(Sample.replaced_by, Note.text).join(Sample, Sample.id == Note.sample_id)
-    rows_inserted(session, sa.insert(Note), notes.where(*of_old))
+    rows_inserted(session, sa.insert(Note), notes.where(is_old))
     other = aliased(ChangedSample)
     is_there = sa.exists().where(other.change_id == ChangedSample.change_id, other.sample_id == Sample.replaced_by)
     changes = (
         sa.select(ChangedSample.change_id, Sample.replaced_by)
         .join(Sample, Sample.id == ChangedSample.sample_id)
         .join(Change, Change.id == ChangedSample.change_id)
-        .where(*of_old, Change.kind.in_(_CARRIED), Change.undone_at.is_(None), ~is_there)
+        .where(is_old, Change.kind.in_(_CARRIED), Change.undone_at.is_(None), ~is_there)
     )
     rows_inserted(session, sa.insert(ChangedSample), changes)
 
