@@ -39,6 +39,7 @@ from curator.types import Fields
 
 if TYPE_CHECKING:
     from curator.audit import AuditMethod, AuditResult
+    from curator.compare import Comparison
     from curator.evaluate import Evaluation
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
@@ -104,6 +105,7 @@ class Curator:
         dataset: str,
         model: str | None = None,
         revision: str | None = None,
+        adapter: str | None = None,
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
@@ -121,9 +123,10 @@ class Curator:
     ) -> IngestReport:
         """Adds the rows of files or directories that the dataset does not have yet; each passes the model once.
 
-        `model`, `positions`, `max_length` and `dtype` make the space; left out, they are those of the store's newest
-        space (of that model). Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is committed;
-        the same call continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError,
+        `adapter`: a PEFT adapter's directory or hub name, merged into the model; `model` may itself be an adapter.
+        `model`, `adapter`, `positions`, `max_length` and `dtype` make the space; left out, they are those of the
+        newest space (of that model). Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is
+        committed; the same call continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError,
         LockedError while another process writes.
         """
         from curator.ingest import IngestOptions, ingest
@@ -137,6 +140,7 @@ class Curator:
             dataset=dataset,
             model=model,
             revision=revision,
+            adapter=adapter,
             fields=Fields(text_field, prompt_field, response_field, id_field, label_field),
             options=IngestOptions(
                 space=SpaceOptions(positions, max_length, dtype),
@@ -179,7 +183,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             for query in found:
                 try:
                     result = answering.answer(query, options)
@@ -212,7 +216,7 @@ class Curator:
         if given.each or given.by:
             raise UsageError("one query is explained at a time: leave --each and --by out")
         query = next(read_queries(given))
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             id_ = find_sample(answering.session, answering.space.id, sample)
             return explain(answering, id_, query, options, num_pairs=pairs)
 
@@ -247,7 +251,7 @@ class Curator:
         limits = Limits(ratio, count, budget_tokens, min_value, min_percentile, each, by)
         given, asked, options = parts_of({**question})
         query = next(read_queries(given))
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             selection = select(
                 answering, query, options, limits, is_diverse=diverse, seed=seed, on_progress=on_progress
             )
@@ -269,6 +273,7 @@ class Curator:
         damping: float = 30.0,
         space: str | None = None,
         model: str | None = None,
+        adapter: str | None = None,
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
@@ -285,7 +290,7 @@ class Curator:
 
         fields = Fields(text_field, prompt_field, response_field, id_field)
         queries = list(read_queries(QueryInput(data=_several(data), fields=fields, by=label_field or by)))
-        with self._asking(space, model) as answering:
+        with self._asking(space, model, adapter) as answering:
             return evaluate(answering, queries, by=by, wrong=wrong, where=where, methods=methods, damping=damping)
 
     def values(self, **question: Unpack[Question]) -> Iterator[dict[str, Any]]:
@@ -299,7 +304,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given)
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             for query in found:
                 name = {"query": query.name} if given.each or given.by else {}
                 try:
@@ -332,7 +337,7 @@ class Curator:
         if given.each or given.by:
             raise UsageError("a saved query is one query: leave --each and --by out")
         query = next(read_queries(given))
-        with self._asking(asked.space, asked.model) as answering, self._store.writing():
+        with self._asking(asked.space, asked.model, asked.adapter) as answering, self._store.writing():
             row = save_query(answering, name, query, is_replaced=replace)
             answering.session.commit()
             return {**_described(row), "spaces": [answering.space.fingerprint]}
@@ -370,6 +375,7 @@ class Curator:
         label_field: str | None = None,
         space: str | None = None,
         model: str | None = None,
+        adapter: str | None = None,
     ) -> AuditResult:
         """The samples that their own group bears out least, worst first, with percentile in the group and the reason.
 
@@ -382,7 +388,7 @@ class Curator:
 
         options = MislabeledOptions(by, method, damping, where, limit)
         fields = Fields(text_field, prompt_field, response_field, None, label_field)
-        with self._asking(space, model) as answering:
+        with self._asking(space, model, adapter) as answering:
             return mislabeled(answering, _several(reference), fields, options)
 
     def audit_duplicates(
@@ -561,6 +567,32 @@ class Curator:
         with self._store.session() as session:
             return {"store": str(self.path), "spaces": spaces_of(session), "datasets": datasets_of(session)}
 
+    def spaces(self) -> list[dict[str, Any]]:
+        """Every space, the newest last: "fingerprint", "model", "adapter", options, "samples", "bytes", "created_at"."""
+        with self._store.session() as session:
+            return spaces_of(session)
+
+    def compare(self, spaces: Sequence[str], **question: Unpack[OneQuestion]) -> Comparison:
+        """One query in two spaces, before and after, given by the beginnings of their fingerprints.
+
+        Of the question, what makes the query, `where`, `method`, `damping`, `top`, `harmful`, `rerank` and `exact`
+        count. Raises UsageError unless two different spaces are named that share samples, and as `queries` does.
+        """
+        from curator.compare import compare, rank
+        from curator.query import parts_of, read_queries
+
+        if len(spaces) != 2:
+            raise UsageError(f"two spaces are compared, --space A --space B; got {len(spaces)} (see: curator spaces)")
+        given, _, options = parts_of({**question})
+        query = next(read_queries(given))
+        rankings = []
+        for name in spaces:
+            with self._asking(name, None) as answering:
+                rankings.append(rank(answering, query, options))
+        if rankings[0].result.how.space == rankings[1].result.how.space:
+            raise UsageError(f"{spaces[0]} and {spaces[1]} are the same space: name two (see: curator spaces)")
+        return compare(*rankings, top=options.top, harmful=options.harmful)
+
     def quarantined(self, dataset: str | None = None) -> list[dict[str, Any]]:
         """The rows that could not become samples: dataset, source, row, reason, excerpt."""
         with self._store.session() as session:
@@ -580,12 +612,14 @@ class Curator:
             session.commit()
             return result
 
-    def _asking(self, space: str | None, model: str | None) -> AbstractContextManager[Answering]:
+    def _asking(
+        self, space: str | None, model: str | None, adapter: str | None = None
+    ) -> AbstractContextManager[Answering]:
         from curator.query import OpenedSpace
 
         if self._opened is None:
             self._opened = OpenedSpace(self._store, self._device)
-        return self._opened.asking(space, model)
+        return self._opened.asking(space, model, adapter)
 
     def _release_segments(self) -> None:
         """Before the files of the store are replaced: unmaps those that the last answer holds."""

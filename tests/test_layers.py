@@ -26,7 +26,7 @@ LAYERS = [
         "curator.export",
         "curator.doctor",
     },
-    {"curator.select", "curator.evaluate"},
+    {"curator.select", "curator.evaluate", "curator.compare"},
     {"curator.service"},
     {"curator", "curator.cli", "curator.__main__"},
 ]
@@ -41,6 +41,7 @@ HOMES = {
     "transformers": ("curator.models",),
     "tokenizers": (),
     "huggingface_hub": ("curator.models",),
+    "peft": ("curator.models",),
     "click": ("curator.cli",),
     "rich": ("curator.cli",),
     "filelock": ("curator.store",),

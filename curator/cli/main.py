@@ -20,6 +20,7 @@ from curator.cli.queries import queries
 from curator.cli.query import query, values
 from curator.cli.refit import refit
 from curator.cli.select import select
+from curator.cli.spaces import compare, spaces
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
 from curator.cli.tags import changes, note, notes, tag, tags, undo, untag
 from curator.errors import CuratorError
@@ -42,7 +43,23 @@ def cli() -> None:
 
 
 for command in (
-    *(ingest, query, queries, explain, select, values, audit, evaluate, status, quarantined, delete, restore, compact),
+    *(
+        ingest,
+        query,
+        queries,
+        explain,
+        select,
+        values,
+        audit,
+        evaluate,
+        compare,
+        spaces,
+        status,
+        quarantined,
+        delete,
+        restore,
+        compact,
+    ),
     *(refit, verify, tag, untag, tags, note, notes, changes, undo, doctor, db),
 ):
     cli.add_command(command)

@@ -77,6 +77,7 @@ def ingest(
     dataset: str,
     model: str | None,
     revision: str | None = None,
+    adapter: str | None = None,
     fields: Fields,
     options: IngestOptions,
     on_progress: OnProgress = lambda progress: None,
@@ -91,7 +92,7 @@ def ingest(
     meter = Meter(report, count_rows(paths), on_progress)
     with store.writing(), store.session() as session:
         try:
-            loaded = _load(session, model, revision, options)
+            loaded = _load(session, model, revision, adapter, options)
             space = existing_space(session, loaded) or _new_space(store, session, loaded, paths, fields, options, meter)
             session.commit()
             _run(store, loaded, space, read_samples(paths, fields), dataset, fields, options, meter)
@@ -103,9 +104,13 @@ def ingest(
     return report
 
 
-def _load(session: Session, model: str | None, revision: str | None, options: IngestOptions) -> LoadedModel:
+def _load(
+    session: Session, model: str | None, revision: str | None, adapter: str | None, options: IngestOptions
+) -> LoadedModel:
     spaces = session.scalars(sa.select(Space)).all()
-    loaded = load_for_ingest(model, revision, options.space, device=options.device.split(",")[0], known_spaces=spaces)
+    loaded = load_for_ingest(
+        model, revision, options.space, adapter=adapter, device=options.device.split(",")[0], known_spaces=spaces
+    )
     loaded.encoder.on_long = options.on_long
     return loaded
 
@@ -204,7 +209,7 @@ def _model(
         yield Local(Forward(loaded.lm, options.batch_tokens), projection, meter.passed)
         return
     path = store.root / "spaces" / space.fingerprint / PROJECTION_FILE
-    recipe = Recipe(loaded.directory, loaded.recipe["dtype"], path, options.batch_tokens)
+    recipe = Recipe(loaded.checkpoint, loaded.recipe["dtype"], path, options.batch_tokens)
     loaded.release()  # the workers have models of their own
     with Workers(devices, recipe, meter.passed) as workers:
         yield workers
