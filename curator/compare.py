@@ -1,6 +1,7 @@
 """The same query in two spaces of one store: before and after fine-tuning, or two checkpoints.
 
-Values of two spaces have no common scale, so ranks are compared. A sample is the same in both by dataset, key and content.
+Values of two spaces have no common scale, so ranks are compared. A sample is the same in both by dataset, key and
+content.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ Identity = tuple[str, str, bytes]  # dataset, key, hash of the content
 
 @dataclass(frozen=True)
 class Ranking:
-    """All samples of a space for a query, best first: those that the answer rescored as it ranks them, else by sketch."""
+    """A space's samples for a query, best first: both ends as the answer has them, between by the sketch."""
 
     result: QueryResult
     place: dict[Identity, int]  # from 0
@@ -70,8 +71,8 @@ def compare(before: Ranking, after: Ranking, *, top: int, harmful: int) -> Compa
     only = {"only_before": len(before.place) - len(common), "only_after": len(after.place) - len(common)}
     if not common:
         raise UsageError(
-            f"the two spaces share no sample ({only['only_before']:,} and {only['only_after']:,}): ingest the same data, "
-            "under the same --dataset, with both models"
+            f"the two spaces share no sample ({only['only_before']:,} and {only['only_after']:,}): ingest the same "
+            "data under the same --dataset, with both models"
         )
     moves = {one: _percentile(after, one) - _percentile(before, one) for one in common}
     by_move = sorted(common, key=lambda one: (-moves[one], before.place[one]))

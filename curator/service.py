@@ -126,8 +126,8 @@ class Curator:
         `adapter`: a PEFT adapter's directory or hub name, merged into the model; `model` may itself be an adapter.
         `model`, `adapter`, `positions`, `max_length` and `dtype` make the space; left out, they are those of the
         newest space (of that model). Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is
-        committed; the same call continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError,
-        LockedError while another process writes.
+        committed; the same call continues. Raises UsageError when nothing in the data is usable, ModelError,
+        NotFoundError, LockedError while another process writes.
         """
         from curator.ingest import IngestOptions, ingest
         from curator.query import refresh_indexes
@@ -568,7 +568,7 @@ class Curator:
             return {"store": str(self.path), "spaces": spaces_of(session), "datasets": datasets_of(session)}
 
     def spaces(self) -> list[dict[str, Any]]:
-        """Every space, the newest last: "fingerprint", "model", "adapter", options, "samples", "bytes", "created_at"."""
+        """Every space, newest last: "fingerprint", "model", "adapter", options, "samples", "bytes", "created_at"."""
         with self._store.session() as session:
             return spaces_of(session)
 
