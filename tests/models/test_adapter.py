@@ -15,7 +15,10 @@ from curator.models import CausalLM, Checkpoint, find_checkpoint, hashes_of
 from curator.types import EncodedSample
 from tests.models.tiny import VOCAB_SIZE, save_tiny, tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of what these tests do on purpose
+pytestmark = [  # of peft, on what these tests do on purpose
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 ADDED = 6
 HEADS = ["lm_head", "embed_tokens"]
@@ -41,7 +44,9 @@ CONFIGS = {
 }
 
 
-def save_adapter(directory: Path, config: Any, family: str = "llama", base: str = "", *, added: int = 0) -> Any:
+def save_adapter(
+    directory: Path, config: Any, family: str = "llama", base: str | None = None, *, added: int = 0
+) -> Any:
     """A random adapter over a tiny model, written by peft, and the model that peft itself makes of both, unmerged."""
     model = tiny_model(family)
     if added:
@@ -71,7 +76,7 @@ def adapter(tmp_path: Path, base: Path) -> Path:
 @pytest.mark.parametrize("family", ["llama", "llama_tied"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients_at_the_merged_head_are_those_of_the_unmerged_model(tmp_path: Path, name: str, family: str):
-    """sum_k e_k h_k^T equals minus autograd's gradient at the raw head outputs of peft's own model, outer the states."""
+    """sum_k e_k h_k^T is minus autograd's gradient at the raw head outputs of peft's model, times the states."""
     added = ADDED if name == "tokens added" else 0
     unmerged = save_adapter(tmp_path / "adapter", CONFIGS[name], family, added=added)
     lm = CausalLM.load(save_tiny(tmp_path / "base", family), device="cpu", adapter=tmp_path / "adapter")
