@@ -68,15 +68,18 @@ class QueryRepresentation:
         seen = (projection.rotation @ self.sketch).reshape(size)
         return seen + projection.error_basis.T @ self.outside[:, : projection.hidden_rank]
 
-    def less(self, taken: torch.Tensor, projection: Projection) -> "QueryRepresentation":
-        """Of G - U_e T U_h^T, for T = `taken` float32 [M, R]."""
-        core, lifted = self.core(projection), projection.error_basis @ taken
+    def damped(self, weights: torch.Tensor, projection: Projection) -> "QueryRepresentation":
+        """Of G - U_e (w o S) U_h^T, with w float32 [M, R]."""
+        core = self.core(projection)
+        taken = weights * core
         sketch = taken.flatten() @ projection.rotation
         rest = self.outside.clone()
-        rest[:, : projection.hidden_rank] += projection.lift(sketch) - lifted
+        unseen = (projection.rotation @ sketch).reshape(taken.shape) - taken
+        rest[:, : projection.hidden_rank].addmm_(projection.error_basis, unseen)
         gradient = self.gradient
         if gradient is not None:
-            gradient = gradient - lifted @ projection.hidden_basis[:, : projection.hidden_rank].T
+            hidden_basis = projection.hidden_basis[:, : projection.hidden_rank]
+            gradient = torch.addmm(gradient, projection.error_basis @ taken, hidden_basis.T, alpha=-1)
         energy = self.norm**2 + float(((core - taken).double().square() - core.double().square()).sum())
         return QueryRepresentation(self.sketch - sketch, rest, max(0.0, energy) ** 0.5, gradient)
 
