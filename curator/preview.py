@@ -68,8 +68,8 @@ def preview(
     chat_template: str | None = None,
 ) -> Preview:
     """Reads and encodes the first rows as an ingest would. Raises as it does where nothing in them is usable."""
-    paths = resolve(data)
-    fields = settle_fields(paths, fields)
+    sources = resolve(data)
+    fields = settle_fields(sources, fields)
     directory = locate(model, revision)
     context, vocab_size = load_limits(directory)
     limit = min(context or MAX_LENGTH, MAX_LENGTH) if max_length is None else max_length
@@ -84,7 +84,7 @@ def preview(
     shown: list[PreviewedSample] = []
     bad: list[BadRow] = []
     encoded: list[EncodedSample] = []
-    rows = list(itertools.islice((row for path in paths for row in read_rows(path)), _ROWS))
+    rows = list(itertools.islice((row for source in sources for row in read_rows(source)), _ROWS))
     for start in range(0, len(rows), _PORTION):
         samples: list[Sample] = []
         for row in rows[start : start + _PORTION]:
@@ -103,7 +103,7 @@ def preview(
     reasons = [row.reason.split(":")[0] for row in bad]
     if not encoded:
         why = f"none of the first {len(rows):,} rows is usable: {bad[0].reason}" if bad else "it has no rows"
-        raise UsageError(f"nothing to preview in {paths[0].name}: {why}")
+        raise UsageError(f"nothing to preview in {sources[0].name}: {why}")
     return Preview(
         reading=describe(fields),
         samples=shown,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from sqlalchemy.orm import Session
 
-from curator.errors import EmptyQueryError, IntegrityError, LockedError, UsageError
+from curator.errors import EmptyQueryError, IntegrityError, LockedError, NotFoundError, UsageError
 from curator.metadata.changes import changes_of
 from curator.metadata.choice import Choice
 from curator.metadata.deletes import delete_samples, restore_samples
@@ -40,7 +40,7 @@ from curator.types import Fields, Shape
 if TYPE_CHECKING:
     from curator.audit import AuditMethod, AuditResult
     from curator.evaluate import Evaluation
-    from curator.ingest import IngestReport, OnProgress
+    from curator.ingest import IngestReport, OnProgress, Watching
     from curator.models import OnLong, Positions
     from curator.preview import Preview
     from curator.query import Answering, Explanation, OneQuestion, OpenedSpace, Query, QueryInput, QueryResult, Question
@@ -121,9 +121,21 @@ class Curator:
         segment_tokens: int = 250_000,
         segment_samples: int = 4096,
         seed: int = 0,
+        split: str | None = None,
+        config: str | None = None,
+        format: str | None = None,
+        allow_http: bool = False,
+        reread: bool = False,
         on_progress: OnProgress = lambda progress: None,
+        watching: Watching | None = None,
     ) -> IngestReport:
-        """Adds the rows of files or directories that the dataset does not have yet; each passes the model once.
+        """Adds the rows that the dataset does not have yet; each passes the model once.
+
+        `data`: files, directories (also of datasets.save_to_disk), globs, URLs that fsspec opens, datasets of the hub
+        as hf://datasets/NAME, or "-" for standard input in a `format`: jsonl, csv or tsv. `split` and `config` choose
+        where there are several; http(s) is opened only with `allow_http`. What was read before and has not changed is
+        not read again, unless `reread`. A row of a known key (`id_field`) with another content takes the place of the
+        old version.
 
         `model`, `positions`, `max_length`, `dtype` and `chat_template` (a file, in the place of the model's own) make
         the space; left out, they are those of the store's newest space (of that model). Where no field is named, the
@@ -132,15 +144,20 @@ class Curator:
         UsageError when nothing in the data is usable, ModelError, NotFoundError, LockedError while another process
         writes.
         """
-        from curator.ingest import IngestOptions, ingest
+        from curator.ingest import IngestOptions, IngestReport, Watching, ingest
         from curator.models import read_template
         from curator.query import refresh_indexes
+        from curator.sources import SourceOptions, resolve
         from curator.space import SpaceOptions
 
+        watching = watching or Watching()
+        sources = resolve(data, SourceOptions(split, config, format, allow_http), allow_empty=watching.is_round)
+        if watching.is_round and not (sources := watching.due(sources)):
+            return IngestReport(dataset)
         self._opened = None  # a second model would not fit beside the first
         report = ingest(
             self._store,
-            _several(data),
+            sources,
             dataset=dataset,
             model=model,
             revision=revision,
@@ -155,13 +172,17 @@ class Curator:
                 segment_samples=segment_samples,
                 segment_tokens=segment_tokens,
                 seed=seed,
+                reread=reread,
             ),
             on_progress=on_progress,
+            watching=watching,
         )
-        if not report.is_interrupted:
+        watching.ended(sources, report.broken.keys())
+        is_new = report.added + report.replaced > 0
+        if not report.is_interrupted and (is_new or not watching.is_round):
             with self._store.session() as session:
                 refresh_indexes(self._store, session, find_space(session, report.space))
-            if report.added:
+            if is_new:
                 self._record_tops(report.space)
         return report
 
@@ -201,6 +222,37 @@ class Curator:
             on_long=on_long,
             chat_template=None if chat_template is None else read_template(chat_template),
         )
+
+    def watch(
+        self, data: str | Path | Sequence[str | Path], *, dataset: str, interval: float = 10.0, **options: Any
+    ) -> Iterator[IngestReport]:
+        """Ingests what is new in `data` every `interval` seconds, with a report a round, until it is closed.
+
+        `options` are those of `ingest`. The model stays loaded. A last line without its end is left until its file has
+        stood still for a round; a broken file is in the report once, and tried again when it changes. Raises in the
+        first round as `ingest` does.
+        """
+        from curator.ingest import IngestReport, Watching
+
+        if interval <= 0:
+            raise UsageError(f"interval must be above 0 seconds, got {interval}")
+        if "-" in _several(data):
+            raise UsageError("standard input cannot be watched: it is read once")
+        watching, is_first = Watching(is_round=True), True
+        while True:
+            try:
+                report = self.ingest(data, dataset=dataset, watching=watching, **options)
+            except LockedError:
+                report = IngestReport(dataset, is_locked=True)
+            except (UsageError, NotFoundError) as error:
+                if is_first:
+                    raise
+                report = IngestReport(dataset, broken={str(data): str(error)})
+            yield report
+            if report.is_interrupted:
+                return
+            is_first = False
+            time.sleep(interval)
 
     def _record_tops(self, space: str) -> None:
         """What the grown corpus answers to the saved queries that its space knows."""

@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import torch
 from sqlalchemy.orm import Session
 
-from curator.errors import ModelError, SpaceError, UsageError
+from curator.errors import CuratorError, ModelError, SpaceError, UsageError
 from curator.metadata.spaces import space_for_recipe
 from curator.metadata.tables import Space
 from curator.models import (
@@ -41,6 +42,7 @@ __all__ = [
     "load_for_ingest",
     "publish_projection",
     "recipe_of",
+    "space_without_loading",
 ]
 
 _DEFAULT_MAX_LENGTH = 2048
@@ -132,6 +134,26 @@ def load_for_ingest(
     # A hub's branch moves: the snapshot's commit, which names its directory, is what the space is made of.
     revision = None if is_local else directory.name
     return _loaded(lm, directory, recipe, name, revision, files)
+
+
+def space_without_loading(
+    session: Session, model: str | None, revision: str | None, options: SpaceOptions
+) -> Space | None:  # fmt: skip
+    """The space that `load_for_ingest` would lead to, where that can be told from files and database alone."""
+    spaces = list(session.scalars(sa.select(Space).order_by(Space.id.desc())))
+    try:
+        if model is not None:
+            at = locate(model, revision)
+            spaces = [s for s in spaces if s.model == str(at) or (s.model, s.revision) == (model, at.name)]
+        if not spaces:
+            return None
+        space = spaces[0]
+        if not ModelOfSpace(space, device="cpu").directory.is_dir():  # raises where its files are others
+            return None
+    except CuratorError:
+        return None
+    chosen = {name: value for name, value in asdict(options).items() if value is not None}
+    return space if all(space.recipe.get(name) == value for name, value in chosen.items()) else None
 
 
 class ModelOfSpace:

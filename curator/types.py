@@ -6,7 +6,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["INPUT_BREAK", "BadRow", "EncodedSample", "Fields", "Message", "Row", "Sample", "Shape", "readable"]
+__all__ = [
+    "INPUT_BREAK",
+    "BadRow",
+    "Bookmark",
+    "EncodedSample",
+    "Fields",
+    "Mark",
+    "Message",
+    "Row",
+    "Sample",
+    "Shape",
+    "readable",
+]
 
 # {"role": "system", "user", "assistant" or "tool", "content": text or [{"type": "text", "text": ...}, ...], ...}; an
 # assistant's turn may also have "tool_calls". What else a turn has stays as it was, for the template.
@@ -116,3 +128,22 @@ def _readable(message: Message) -> str:
     if message.get("tool_calls"):
         shown.append(json.dumps(message["tool_calls"], ensure_ascii=False))
     return " ".join(filter(None, shown))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """All rows before `row` lie in the first `offset` bytes (decompressed), which have this digest."""
+
+    row: int = 0
+    offset: int = 0
+    digest: bytes = b""
+    whole: bytes | None = None  # the hash of everything, once the end is reached; empty where it was not computed
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """A mark in a version of a source."""
+
+    mark: Mark
+    stamp: str | None  # as it was seen when it was read
+    size: int | None

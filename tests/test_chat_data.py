@@ -49,7 +49,7 @@ def test_conversations_are_ingested_asked_and_exported(empty: Curator, tmp_path:
     write_jsonl(tmp_path / "q.jsonl", [ROWS[0]])
     # The template of the space stays: neither a second ingest nor a query names it.
     again = empty.ingest(tmp_path / "a.jsonl", dataset="chat", label_field="task")
-    assert (again.space, again.present, again.added) == (report.space, 24, 0)
+    assert (again.space, again.unread, again.added) == (report.space, 24, 0)
     factors = empty.query(data=tmp_path / "q.jsonl", top=24)
     exact = empty.query(data=tmp_path / "q.jsonl", top=24, exact=True)
     assert factors.helpful[0].text == text or factors.helpful[0].value > 0
@@ -148,7 +148,8 @@ def test_a_pair_keeps_its_name_and_sides(empty: Curator, tmp_path: Path) -> None
     assert (report.rows, report.added) == (6, 12)
     rows = {row["key"] for row in empty.values(text="x")}
     assert rows == {f"prefs:{i}/{side}" for i in range(6) for side in ("chosen", "rejected")}
-    assert empty.ingest(tmp_path / "p.jsonl", dataset="prefs").present == 12
+    assert empty.ingest(tmp_path / "p.jsonl", dataset="prefs").unread == 6
+    assert empty.ingest(tmp_path / "p.jsonl", dataset="prefs", reread=True).present == 12
     [one, other] = empty.query(text="x", where='key = "prefs:3/chosen" or key = "prefs:3/rejected"').helpful
     assert one.meta["pair"] == other.meta["pair"]
     assert {one.meta["side"], other.meta["side"]} == {"chosen", "rejected"}

@@ -45,6 +45,8 @@ HOMES = {
     "click": ("curator.cli",),
     "rich": ("curator.cli",),
     "filelock": ("curator.store",),
+    "fsspec": ("curator.sources",),
+    "yaml": ("curator.sources",),
     "zstandard": ("index.packing",),
     "pyarrow": ("curator.sources", "curator.export", "curator.select", "curator.query.results"),
     "pandas": ("curator.query.results", "curator.audit.results"),

@@ -57,14 +57,14 @@ def reference_queries(
         raise UsageError("which column of the reference holds the label? Give --label-field COLUMN, or --by FIELD")
     queries: dict[str, Query] = {}
     bad: list[BadRow] = []
-    paths = resolve(data)
-    fields = settle_fields(paths, fields, known)
+    sources = resolve(data)
+    fields = settle_fields(sources, fields, known)
     if shape_of(fields) == "preference":
         raise UsageError(
             "a reference of preference pairs is none: each is half wrong; give --prompt-field and --response-field"
         )
-    for path in paths:
-        for row in read_rows(path):
+    for source in sources:
+        for row in read_rows(source):
             sample = to_sample(row, fields) if isinstance(row, Row) else row
             if isinstance(sample, BadRow):
                 bad.append(sample)

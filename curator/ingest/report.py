@@ -13,9 +13,10 @@ __all__ = ["IngestReport", "Meter", "OnProgress", "Progress"]
 
 @dataclass
 class IngestReport:
-    """Counts of one ingest. Every row read is in exactly one of added, present, duplicates, deleted, quarantined.
+    """Counts of one ingest.
 
-    Of preference pairs, which are two samples a row, these count the samples.
+    Every row read is in exactly one of added, replaced, present, duplicates, deleted, quarantined. Of preference pairs,
+    which are two samples a row, these count the samples.
     """
 
     dataset: str
@@ -23,19 +24,24 @@ class IngestReport:
     space: str = ""
     is_new_space: bool = False
     rows: int = 0
+    unread: int = 0  # more rows, known from an earlier ingest, in what has not changed since: not read again
+    unread_sources: int = 0  # of which not even the start was read
     added: int = 0
+    replaced: int = 0  # rows of a known key with another content: the new version took the old one's place
     present: int = 0  # rows the store already had
     updated: int = 0  # of those: label or metadata changed
     duplicates: int = 0  # the same text as another row
     deleted: int = 0  # deleted earlier, so not taken again
     quarantined: int = 0
-    truncated: int = 0  # of the added
-    tokens: int = 0  # read by the model, of the added
+    truncated: int = 0  # of those added or replaced
+    tokens: int = 0  # read by the model, of those added or replaced
     num_samples: int = 0  # in the dataset afterwards
     seconds: float = 0.0
     calibration_seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)  # why rows were quarantined
+    broken: dict[str, str] = field(default_factory=dict)  # sources that could not be read to their end, and why
     is_interrupted: bool = False
+    is_locked: bool = False  # a round of a watch in which another process wrote to the store
 
     def __post_init__(self) -> None:
         self._counting = Lock()  # bad rows are met by two threads

@@ -15,6 +15,7 @@ __all__ = [
     "NEXT_SAMPLE_ID",
     "STORE_ID",
     "Base",
+    "Bookmark",
     "Change",
     "ChangedSample",
     "Counter",
@@ -126,6 +127,26 @@ class Extent(Base):
     num_rows: Mapped[int] = mapped_column(sa.BigInteger)
 
 
+class Bookmark(Base):
+    """How far a source was read for a dataset in a space: its next ingest begins there, or passes it over."""
+
+    __tablename__ = "bookmarks"
+    __table_args__ = (sa.UniqueConstraint("space_id", "dataset_id", "source"),)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    space_id: Mapped[int] = mapped_column(sa.ForeignKey("spaces.id"))
+    dataset_id: Mapped[int] = mapped_column(sa.ForeignKey("datasets.id"))
+    source: Mapped[str] = mapped_column(sa.Text)
+    reading: Mapped[str] = mapped_column(sa.String(32))  # hash of what decides which samples its rows become
+    row: Mapped[int] = mapped_column(sa.BigInteger)  # all rows before it are known
+    num_bytes: Mapped[int] = mapped_column(sa.BigInteger)  # of a text: where the row begins
+    digest: Mapped[bytes] = mapped_column(sa.LargeBinary(16))  # of a text: of the bytes before
+    whole: Mapped[bytes | None] = mapped_column(sa.LargeBinary(16))  # of everything, once it was read to the end
+    stamp: Mapped[str | None] = mapped_column(sa.Text)  # the version that was read, where it can be told by the outside
+    size: Mapped[int | None] = mapped_column(sa.BigInteger)  # of that version, in bytes
+    created_at: Mapped[datetime]
+
+
 class Segment(Base):
     """An immutable directory of sketches and factors; it exists for the store from the moment this row is committed."""
 
@@ -172,6 +193,7 @@ class Sample(Base):
     captured: Mapped[float]  # share of ||G||^2 inside the sketch
     loss: Mapped[float]
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
+    replaced_by: Mapped[int | None] = mapped_column(sa.BigInteger)  # the newer version of its key; then it is deleted
 
     @property
     def content(self) -> Content:
@@ -279,7 +301,7 @@ class Change(Base):
     __tablename__ = "changes"
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
-    kind: Mapped[str] = mapped_column(sa.String(20))  # tag, untag, note, delete or restore
+    kind: Mapped[str] = mapped_column(sa.String(20))  # tag, untag, note, delete, restore or replace
     tag_id: Mapped[int | None] = mapped_column(sa.ForeignKey("tags.id"))
     num_samples: Mapped[int] = mapped_column(sa.BigInteger)  # that it really changed
     detail: Mapped[dict[str, Any]]  # how they were chosen; a note's text before and after

@@ -8,7 +8,17 @@ from typing import Any
 
 from curator.errors import UsageError
 from curator.query.expression import parse_expression
-from curator.sources import SIDES, check_fields, describe, is_named, read_rows, resolve, settle_fields, to_samples
+from curator.sources import (
+    SIDES,
+    Source,
+    check_fields,
+    describe,
+    is_named,
+    read_rows,
+    resolve,
+    settle_fields,
+    to_samples,
+)
 from curator.types import BadRow, Fields, Row, Sample
 
 __all__ = ["Query", "QueryInput", "read_queries"]
@@ -97,17 +107,17 @@ def _from_text(given: QueryInput) -> Query:
 
 
 def _from_data(given: QueryInput, known: Callable[[], Sequence[Fields]]) -> Iterator[Query]:
-    paths = resolve(given.data)
-    fields = settle_fields(paths, given.fields, known())
+    sources = resolve(given.data)
+    fields = settle_fields(sources, given.fields, known())
     is_plain = is_named(given.fields) or fields == check_fields(Fields(id=fields.id))  # nobody needs to be told
     reading = None if is_plain else f"reading as {describe(fields)}"
     names = [str(item) for item in given.data]
     if given.each:
-        yield from _one_per_row(paths, fields, reading)
+        yield from _one_per_row(sources, fields, reading)
         return
     groups: dict[str, Query] = defaultdict(lambda: Query({}, [], reading=reading))
     skipped = []
-    for row in _rows(paths):
+    for row in _rows(sources):
         group = _group(row, given.by) if isinstance(row, Row) else row
         found = to_samples(row, fields) if isinstance(row, Row) and isinstance(group, str) else group
         if isinstance(found, list):
@@ -122,10 +132,10 @@ def _from_data(given: QueryInput, known: Callable[[], Sequence[Fields]]) -> Iter
         yield query
 
 
-def _one_per_row(paths: list[Path], fields: Fields, reading: str | None) -> Iterator[Query]:
+def _one_per_row(sources: list[Source], fields: Fields, reading: str | None) -> Iterator[Query]:
     skipped: list[BadRow] = []  # before the first usable row; later ones are told with the row before them
     query: Query | None = None
-    for row in _rows(paths):
+    for row in _rows(sources):
         found = to_samples(row, fields) if isinstance(row, Row) else row
         if isinstance(found, BadRow):
             (query.skipped if query else skipped).append(found)
@@ -141,12 +151,12 @@ def _one_per_row(paths: list[Path], fields: Fields, reading: str | None) -> Iter
     if query is not None:
         yield query
     else:
-        raise UsageError(f"no usable row in {paths[0]}: {skipped[0].reason if skipped else 'it has no rows'}")
+        raise UsageError(f"no usable row in {sources[0]}: {skipped[0].reason if skipped else 'it has no rows'}")
 
 
-def _rows(paths: list[Path]) -> Iterator[Row | BadRow]:
-    for path in paths:
-        yield from read_rows(path)
+def _rows(sources: list[Source]) -> Iterator[Row | BadRow]:
+    for source in sources:
+        yield from read_rows(source)
 
 
 def _group(row: Row, by: str | None) -> str | BadRow:

@@ -22,7 +22,7 @@ from curator.export import in_portions
 from curator.metadata.samples import rows_by_id
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
-from curator.sources import resolve
+from curator.sources import Source, resolve
 from curator.types import INPUT_BREAK
 from index.stored import hash_file
 
@@ -169,6 +169,10 @@ def _described(path: Path, name: str) -> dict[str, Any]:
     return {"name": name, "sha256": hash_file(path), "num_bytes": path.stat().st_size}
 
 
+def _read_from(source: Source) -> dict[str, Any]:
+    return _described(Path(source.location), source.location) if source.is_local else {"name": source.location}
+
+
 def _write_parquet(rows: _Rows, paths: list[Path], rows_each: int) -> None:
     """Two passes: the first finds a type for each column, the second writes."""
     import pyarrow as pa  # deferred: 0.1 s that JSON lines need not pay
@@ -238,7 +242,7 @@ def _manifest(
         "revision": space.revision,
         **{name: value for name, value in selection.to_dict().items() if name not in ("out", "histogram")},
         "columns": {"value": rows.value, "rank": rows.rank},
-        "query_files": [_described(path, str(path)) for path in resolve(list(inputs))] if inputs else [],
+        "query_files": [_read_from(source) for source in resolve(list(inputs))] if inputs else [],
         "segments": [{"name": segment.name, "files": segment.files} for segment in segments],
         "files": files,
     }

@@ -6,14 +6,15 @@ joined as they are and only messages pass through a template; --shape chat makes
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
-from curator.errors import UsageError
+from curator.errors import NotFoundError, UsageError
 from curator.sources.excerpt import excerpt_of
 from curator.sources.messages import looks_like_messages
 from curator.sources.rows import read_rows
+from curator.sources.source import Source
 from curator.types import Fields, Row, Shape
 
 __all__ = ["check_fields", "describe", "is_named", "settle_fields", "shape_of"]
@@ -61,7 +62,7 @@ def _candidates() -> Iterator[_Candidate]:
     yield _Candidate(Fields(text="text"), ("text",), ("text",))
 
 
-def settle_fields(paths: Sequence[Path], fields: Fields, known: Sequence[Fields] = ()) -> Fields:
+def settle_fields(sources: Sequence[Source], fields: Fields, known: Sequence[Fields] = ()) -> Fields:
     """`fields` with every role named: by the caller, else by one of `known` whose columns are there, else recognised.
 
     Rows that are nothing known are read as text in the column "text", and each says that it has none. Raises
@@ -69,7 +70,7 @@ def settle_fields(paths: Sequence[Path], fields: Fields, known: Sequence[Fields]
     """
     if is_named(fields):
         return check_fields(fields)
-    rows = [row for row in itertools.islice(_first_rows(paths), _PEEK) if isinstance(row, Row)]
+    rows = [row for row in itertools.islice(_first_rows(sources), _PEEK) if isinstance(row, Row)]
     for other in known:
         columns = {name for role, name in _columns(other).items() if role not in ("id", "label", "input")}
         is_alike = fields.shape in (None, shape_of(other)) and columns
@@ -83,7 +84,7 @@ def settle_fields(paths: Sequence[Path], fields: Fields, known: Sequence[Fields]
         return replace(fields, text="text", shape="text")
     names = ", ".join(f'"{excerpt_of(name)}"' for name in list(rows[0].columns)[:10]) if rows else "no columns"
     raise UsageError(
-        f"no columns of {paths[0].name} have the shape {fields.shape}: the first row has {names}; name them with "
+        f"no columns of {sources[0].name} have the shape {fields.shape}: the first row has {names}; name them with "
         "--messages-field, --prompt-field and --response-field, or --text-field"
     )
 
@@ -152,6 +153,7 @@ def _with_optional(fields: Fields, rows: Sequence[Row]) -> Fields:
     return fields
 
 
-def _first_rows(paths: Sequence[Path]) -> Iterator[Any]:
-    for path in paths:
-        yield from read_rows(path)
+def _first_rows(sources: Sequence[Source]) -> Iterator[Any]:
+    for source in sources:
+        with suppress(UsageError, NotFoundError):  # told when it is read for good
+            yield from read_rows(source)

@@ -152,7 +152,7 @@ def test_whatever_becomes_a_sample_can_be_stored(columns: dict[str, Any], fields
 def test_no_choice_means_the_field_text() -> None:
     assert check_fields(Fields(id="i", label="l")) == Fields(text="text", id="i", label="l", shape="text")
     assert check_fields(PAIR) == dataclasses.replace(PAIR, shape="prompt")
-    assert check_fields(FULL) is FULL
+    assert check_fields(FULL) == dataclasses.replace(FULL, shape="text")
 
 
 @pytest.mark.parametrize(
