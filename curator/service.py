@@ -242,9 +242,11 @@ class Curator:
         datasets.load_dataset, with a manifest. Raises UsageError, FilterError, and as `queries` does.
         """
         from curator.query import parts_of, read_queries
-        from curator.select import Limits, select, write_selection
+        from curator.select import Limits, check_out, select, write_selection
 
         limits = Limits(ratio, count, budget_tokens, min_value, min_percentile, each, by)
+        if out is not None:
+            check_out(Path(out))
         given, asked, options = parts_of({**question})
         query = next(read_queries(given))
         with self._asking(asked.space, asked.model) as answering:

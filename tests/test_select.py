@@ -1,7 +1,9 @@
 """A selection is what sorting by value gives, within its limits; its export is the original rows, value and rank."""
 
 import json
+import os
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +231,47 @@ def test_what_was_there_stays_until_the_new_is_whole(
         asked.select(count=3, out=tmp_path / "there", **QUESTION)
     with pytest.raises(UsageError, match=r"ends in .jsonl or .parquet"):
         asked.select(count=3, out=tmp_path / "out.txt", **QUESTION)
-    with pytest.raises(CuratorError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"cannot be written: there is no directory .*such; make it first"):
         asked.select(count=3, out=tmp_path / "no" / "such" / "out.jsonl", **QUESTION)
+    (tmp_path / "there.jsonl").mkdir()
+    with pytest.raises(UsageError, match="cannot be written: it is a directory"):
+        asked.select(count=3, out=tmp_path / "there.jsonl", **QUESTION)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_wherever_it_is_cut_off_no_manifest_tells_of_other_data(
+    asked: Curator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, renames: int
+) -> None:
+    """An export over a former one, stopped after so many files have taken their places."""
+    out = tmp_path / name
+    asked.select(count=3, out=out, **QUESTION)
+    replace, done = os.replace, 0
+
+    def stopped(source: Path, target: Path) -> None:
+        nonlocal done
+        if done == renames:
+            raise KeyboardInterrupt
+        done += 1
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", stopped)
+    with nullcontext() if renames == 2 else pytest.raises(KeyboardInterrupt):
+        asked.select(count=4, out=out, **QUESTION)
+    assert len(read(out)) == (4 if renames else 3)
+    manifest = manifest_of(out)
+    assert manifest.exists() == (renames == 2)
+    assert not manifest.exists() or json.loads(manifest.read_text())["files"][0]["sha256"] == hash_file(out)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    asked: Curator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curator.query.answer.Answering.prepare", lambda *_, **__: pytest.fail("asked the model"))
+    for name in ("no/out.jsonl", "out.txt", "."):
+        with pytest.raises(UsageError):
+            asked.select(count=3, out=tmp_path / name, **QUESTION)
 
 
 @pytest.mark.parametrize(

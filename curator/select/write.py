@@ -18,14 +18,14 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, UsageError
-from curator.export import in_portions
+from curator.export import check_place, in_portions, replacing
 from curator.metadata.samples import rows_by_id
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
 from curator.sources import resolve
 from index.stored import hash_file
 
-__all__ = ["write_selection"]
+__all__ = ["check_out", "write_selection"]
 
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
@@ -47,23 +47,25 @@ def write_selection(
     Ids and labels come back as text. Where the data has a column `value` or `rank`, ours are `curator_value` and
     `curator_rank`. Raises UsageError for a directory that exists, CuratorError where nothing can be written.
     """
+    check_out(out)
     rows = _Rows(session, selection)
+    if out.suffix:
+        _write_file(session, space, selection, rows, out, inputs, command)
+        return
     try:
-        if out.suffix in (".jsonl", ".parquet"):
-            temporary = out.with_name(f".{out.name}.{os.getpid()}")
-            files = _write_file(rows, temporary, out)
-            manifest = out.with_name(f"{out.name}.manifest.json")
-            written = _manifest(session, space, selection, rows, files, inputs, command)
-            beside = manifest.with_name(f".{manifest.name}.{os.getpid()}")
-            beside.write_text(written, encoding="utf-8")
-            os.replace(temporary, out)
-            os.replace(beside, manifest)
-        elif out.suffix:
-            raise UsageError(f"--out {out}: a file ends in .jsonl or .parquet; a name without an ending is a directory")
-        else:
-            _write_directory(session, space, selection, rows, out, inputs, command)
+        _write_directory(session, space, selection, rows, out, inputs, command)
     except OSError as error:
         raise CuratorError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+def check_out(out: Path) -> None:
+    """Raises UsageError where no selection can be written: asked before the work of selecting."""
+    if out.suffix in (".jsonl", ".parquet"):
+        check_place(out)
+    elif out.suffix:
+        raise UsageError(f"--out {out}: a file ends in .jsonl or .parquet; a name without an ending is a directory")
+    elif out.exists():
+        raise UsageError(f"--out {out} exists; give the directory another name, or remove it")
 
 
 class _Rows:
@@ -105,20 +107,28 @@ class _Rows:
         return named | sample.meta
 
 
-def _write_file(rows: _Rows, temporary: Path, out: Path) -> list[dict[str, Any]]:
-    try:
+def _write_file(
+    session: Session,
+    space: Space,
+    selection: Selection,
+    rows: _Rows,
+    out: Path,
+    inputs: Iterable[str | Path],
+    command: str | None,
+) -> None:
+    """The former manifest goes before the data it describes: a kill in between leaves data without one."""
+    manifest = out.with_name(f"{out.name}.manifest.json")
+    with replacing(manifest) as beside_manifest, replacing(out) as beside:  # the inner one takes its place first
         if out.suffix == ".jsonl":
-            with temporary.open("w", encoding="utf-8") as file:
+            with beside.open("w", encoding="utf-8") as file:
                 for row in rows:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
         else:
-            _write_parquet(rows, [temporary], len(rows))
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return [_described(temporary, out.name)]
+            _write_parquet(rows, [beside], len(rows))
+        files = [_described(beside, out.name)]
+        written = _manifest(session, space, selection, rows, files, inputs, command)
+        beside_manifest.write_text(written, encoding="utf-8")
+        manifest.unlink(missing_ok=True)
 
 
 def _write_directory(
@@ -130,8 +140,6 @@ def _write_directory(
     inputs: Iterable[str | Path],
     command: str | None,
 ) -> None:
-    if out.exists():
-        raise UsageError(f"--out {out} exists; give the directory another name, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     number = max(1, -(-len(rows) // _FILE_ROWS))
