@@ -334,3 +334,13 @@ def test_what_an_older_store_did_not_note_has_our_names(copied: Curator, tmp_pat
     copied.select(count=2, out=tmp_path / "two.jsonl", **QUESTION)
     assert read(tmp_path / "two.jsonl")[0].keys() >= {"prompt", "response", "id", "label", "value", "rank"}
     assert NAMED["label_field"] not in read(tmp_path / "two.jsonl")[0]
+
+
+def test_bars_and_counts_fit_a_narrow_terminal(run: Any, asked: Curator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, _ = run("select", "--store", str(asked.path), "--prompt", "a", "--response", " b", "--count", "5",
+                       "--dry-run")  # fmt: skip
+    shown = out[out.index("values: taken among all") :].splitlines()[1:-1]
+    assert code == 0
+    assert len(shown) == 20  # one line a bin: none is folded
+    assert max(line.count("░") + line.count("█") for line in shown) == 24
