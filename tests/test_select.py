@@ -125,6 +125,11 @@ def test_a_diverse_selection_follows_the_query_better_than_the_most_helpful(aske
     assert asked.select(count=12, diverse=True, seed=7, **VALIDATION).how["seed"] == 7
 
 
+def test_a_query_unlike_the_corpus_is_called_out_with_what_helps_here(asked: Curator) -> None:
+    strange = asked.select(count=3, prompt="zzz", response=" %%@@ qq")
+    assert any("the sketch sees only" in note and "curator query --exact" in note for note in strange.notes)
+
+
 def _queries() -> Any:
     from curator.query import parts_of, read_queries
 
@@ -287,6 +292,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
         ({"by": "label"}, "go together"),
         ({"each": 3}, "go together"),
         ({"by": "nothing", "each": 3}, "no sample has this field"),
+        ({"by": "tag", "each": 3}, "several, so that they make no groups"),
     ],
 )
 def test_limits_that_are_none_are_refused(asked: Curator, options: dict[str, Any], reason: str) -> None:
