@@ -94,7 +94,12 @@ def select(
         counts=counts,
         groups=_groups(traits, values, taken),
         histogram=_histogram(values, taken),
-        notes=answering.notes(query, description, captured=prepared.captured),
+        notes=answering.notes(
+            query,
+            description,
+            captured=prepared.captured,
+            advice="a selection goes by the sketch alone: compare its head with curator query --exact",
+        ),
     )
 
 
