@@ -256,7 +256,7 @@ class Curator:
             if out is None:
                 return selection
             session, space = answering.session, answering.space
-            write_selection(session, space, selection, Path(out), inputs=given.data, command=command)
+            write_selection(session, space, selection, Path(out), files=given.data, saved=query.saved, command=command)
             return dataclasses.replace(selection, out=str(out))
 
     def evaluate(

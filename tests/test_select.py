@@ -191,6 +191,22 @@ def test_an_export_is_the_original_rows_with_value_and_rank(asked: Curator, name
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_manifest_tells_saved_queries_from_others_of_the_same_name(copied: Curator, tmp_path: Path) -> None:
+    def asked_with(name: str, expr: str) -> list[dict[str, Any]]:
+        copied.select(count=2, expr=expr, out=tmp_path / name)
+        return list(json.loads(manifest_of(tmp_path / name).read_text())["saved_queries"])
+
+    copied.save_query("good", **VALIDATION)
+    copied.save_query("one", **QUESTION)
+    good, one = asked_with("first", "good - 0.5 * one")
+    assert (good["name"], good["factor"], one["name"], one["factor"]) == ("good", 1.0, "one", -0.5)
+    assert one["query"]["prompt"] == QUESTION["prompt"]
+    copied.save_query("one", replace=True, prompt="Which city?", response=" Ottawa")
+    again, other = asked_with("second", "good - 0.5 * one")
+    assert again == good
+    assert other["sha256"] != one["sha256"]
+
+
 MIXED = [
     {"question": "2+2", "reply": " 4", "value": 5, "odd": 1, "nested": {"a": [1, 2]}},
     {"question": "3+3", "reply": " 6", "value": 6, "odd": "text", "nested": {"b": None}, "late": 0.5},
