@@ -308,12 +308,20 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
         ({"by": "label"}, "go together"),
         ({"each": 3}, "go together"),
         ({"by": "nothing", "each": 3}, "no sample has this field"),
+        ({"count": 3, "diverse": True, "seed": -1}, "--seed must be at least 0"),
         ({"by": "tag", "each": 3}, "several, so that they make no groups"),
     ],
 )
 def test_limits_that_are_none_are_refused(asked: Curator, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         asked.select(**options, **QUESTION)
+
+
+def test_a_limit_beyond_any_corpus_takes_all(asked: Curator) -> None:
+    huge = 10**23
+    for limits in ({"count": huge}, {"budget_tokens": huge}, {"by": "label", "each": huge}):
+        for diverse in (False, True):
+            assert len(asked.select(diverse=diverse, **limits, **QUESTION).ids) == SIZE
 
 
 def test_a_filter_that_admits_nothing_selects_nothing(asked: Curator, tmp_path: Path) -> None:
