@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from sqlalchemy.orm import Session
 
-from curator.errors import EmptyQueryError, IntegrityError, LockedError, UsageError
+from curator.errors import EmptyQueryError, IntegrityError, LockedError, NotFoundError, UsageError
 from curator.metadata.changes import changes_of
 from curator.metadata.choice import Choice
 from curator.metadata.deletes import delete_samples, restore_samples
@@ -29,19 +29,20 @@ from curator.metadata.saved_queries import (
     spaces_of_query,
     tops_of,
 )
-from curator.metadata.spaces import find_space
+from curator.metadata.spaces import find_space, known_fields
 from curator.metadata.summary import datasets_of, quarantined_rows, spaces_of
 from curator.metadata.tables import Change, SavedQuery
 from curator.metadata.tags import notes_of, set_note, tag_samples, tags_of, untag_samples
 from curator.metadata.undo import undo
 from curator.store import DATABASE_URL, Store
-from curator.types import Fields
+from curator.types import Fields, Shape
 
 if TYPE_CHECKING:
     from curator.audit import AuditMethod, AuditResult
     from curator.evaluate import Evaluation
-    from curator.ingest import IngestReport, OnProgress
+    from curator.ingest import IngestReport, OnProgress, Watching
     from curator.models import OnLong, Positions
+    from curator.preview import Preview
     from curator.query import Answering, Explanation, OneQuestion, OpenedSpace, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
     from curator.select import Selection
@@ -107,54 +108,151 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
         id_field: str | None = None,
         label_field: str | None = None,
         positions: Positions | None = None,
         max_length: int | None = None,
         dtype: str | None = None,
+        chat_template: str | Path | None = None,
         on_long: OnLong = "truncate",
         batch_tokens: int = 8192,
         segment_tokens: int = 250_000,
         segment_samples: int = 4096,
         seed: int = 0,
+        split: str | None = None,
+        config: str | None = None,
+        format: str | None = None,
+        allow_http: bool = False,
+        reread: bool = False,
         on_progress: OnProgress = lambda progress: None,
+        watching: Watching | None = None,
     ) -> IngestReport:
-        """Adds the rows of files or directories that the dataset does not have yet; each passes the model once.
+        """Adds the rows that the dataset does not have yet; each passes the model once.
 
-        `model`, `positions`, `max_length` and `dtype` make the space; left out, they are those of the store's newest
-        space (of that model). Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is committed;
-        the same call continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError,
-        LockedError while another process writes.
+        `data`: files, directories (also of datasets.save_to_disk), globs, URLs that fsspec opens, datasets of the hub
+        as hf://datasets/NAME, or "-" for standard input in a `format`: jsonl, csv or tsv. `split` and `config` choose
+        where there are several; http(s) is opened only with `allow_http`. What was read before and has not changed is
+        not read again, unless `reread`. A row of a known key (`id_field`) with another content takes the place of the
+        old version.
+
+        `model`, `positions`, `max_length`, `dtype` and `chat_template` (a file, in the place of the model's own) make
+        the space; left out, they are those of the store's newest space (of that model). Where no field is named, the
+        columns tell what the rows are, as the report says; `shape` (chat, prompt, text, preference) forces it. Bad rows
+        go to quarantine and are counted in the report. Ctrl-C keeps what is committed; the same call continues. Raises
+        UsageError when nothing in the data is usable, ModelError, NotFoundError, LockedError while another process
+        writes.
         """
-        from curator.ingest import IngestOptions, ingest
+        from curator.ingest import IngestOptions, IngestReport, Watching, ingest
+        from curator.models import read_template
         from curator.query import refresh_indexes
+        from curator.sources import SourceOptions, resolve
         from curator.space import SpaceOptions
 
+        watching = watching or Watching()
+        sources = resolve(data, SourceOptions(split, config, format, allow_http), allow_empty=watching.is_round)
+        if watching.is_round and not (sources := watching.due(sources)):
+            return IngestReport(dataset)
         self._opened = None  # a second model would not fit beside the first
         report = ingest(
             self._store,
-            _several(data),
+            sources,
             dataset=dataset,
             model=model,
             revision=revision,
-            fields=Fields(text_field, prompt_field, response_field, id_field, label_field),
+            fields=Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
             options=IngestOptions(
-                space=SpaceOptions(positions, max_length, dtype),
+                space=SpaceOptions(
+                    positions, max_length, dtype, None if chat_template is None else read_template(chat_template)
+                ),
                 on_long=on_long,
                 device=self._device,
                 batch_tokens=batch_tokens,
                 segment_samples=segment_samples,
                 segment_tokens=segment_tokens,
                 seed=seed,
+                reread=reread,
             ),
             on_progress=on_progress,
+            watching=watching,
         )
-        if not report.is_interrupted:
+        watching.ended(sources, report.broken.keys())
+        is_new = report.added + report.replaced > 0
+        if not report.is_interrupted and (is_new or not watching.is_round):
             with self._store.session() as session:
                 refresh_indexes(self._store, session, find_space(session, report.space))
-            if report.added:
+            if is_new:
                 self._record_tops(report.space)
         return report
+
+    @staticmethod
+    def preview(
+        data: str | Path | Sequence[str | Path],
+        *,
+        model: str,
+        revision: str | None = None,
+        num: int = 3,
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        response_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
+        id_field: str | None = None,
+        label_field: str | None = None,
+        positions: Positions = "response",
+        max_length: int | None = None,
+        on_long: OnLong = "truncate",
+        chat_template: str | Path | None = None,
+    ) -> Preview:
+        """What an ingest would read of the data, and which tokens would count: the first `num` samples, and counts over
+        the first 1,000 rows. Needs no store, and loads the tokenizer only. Raises as `ingest` does.
+        """
+        from curator.models import read_template
+        from curator.preview import preview
+
+        return preview(
+            _several(data),
+            Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
+            model=model,
+            revision=revision,
+            num=num,
+            positions=positions,
+            max_length=max_length,
+            on_long=on_long,
+            chat_template=None if chat_template is None else read_template(chat_template),
+        )
+
+    def watch(
+        self, data: str | Path | Sequence[str | Path], *, dataset: str, interval: float = 10.0, **options: Any
+    ) -> Iterator[IngestReport]:
+        """Ingests what is new in `data` every `interval` seconds, with a report a round, until it is closed.
+
+        `options` are those of `ingest`. The model stays loaded. A last line without its end is left until its file has
+        stood still for a round; a broken file is in the report once, and tried again when it changes. Raises in the
+        first round as `ingest` does.
+        """
+        from curator.ingest import IngestReport, Watching
+
+        if interval <= 0:
+            raise UsageError(f"interval must be above 0 seconds, got {interval}")
+        if "-" in _several(data):
+            raise UsageError("standard input cannot be watched: it is read once")
+        watching, is_first = Watching(is_round=True), True
+        while True:
+            try:
+                report = self.ingest(data, dataset=dataset, watching=watching, **options)
+            except LockedError:
+                report = IngestReport(dataset, is_locked=True)
+            except (UsageError, NotFoundError) as error:
+                if is_first:
+                    raise
+                report = IngestReport(dataset, broken={str(data): str(error)})
+            yield report
+            if report.is_interrupted:
+                return
+            is_first = False
+            time.sleep(interval)
 
     def _record_tops(self, space: str) -> None:
         """What the grown corpus answers to the saved queries that its space knows."""
@@ -178,7 +276,7 @@ class Curator:
 
         given, asked, options = parts_of(question)
         self.unanswered.clear()
-        found = read_queries(given)
+        found = read_queries(given, self._known_fields)
         with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 try:
@@ -211,7 +309,7 @@ class Curator:
         given, asked, options = parts_of(question)
         if given.each or given.by:
             raise UsageError("one query is explained at a time: leave --each and --by out")
-        query = next(read_queries(given))
+        query = next(read_queries(given, self._known_fields))
         with self._asking(asked.space, asked.model) as answering:
             id_ = find_sample(answering.session, answering.space.id, sample)
             return explain(answering, id_, query, options, num_pairs=pairs)
@@ -248,7 +346,7 @@ class Curator:
         if out is not None:
             check_out(Path(out))
         given, asked, options = parts_of({**question})
-        query = next(read_queries(given))
+        query = next(read_queries(given, self._known_fields))
         with self._asking(asked.space, asked.model) as answering:
             selection = select(
                 answering, query, options, limits, is_diverse=diverse, seed=seed, on_progress=on_progress
@@ -274,6 +372,8 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
         id_field: str | None = None,
     ) -> Evaluation:
         """How well each method's values find a class's own samples, and those of them that match the filter `wrong`.
@@ -285,8 +385,9 @@ class Curator:
         from curator.evaluate import evaluate
         from curator.query import QueryInput, read_queries
 
-        fields = Fields(text_field, prompt_field, response_field, id_field)
-        queries = list(read_queries(QueryInput(data=_several(data), fields=fields, by=label_field or by)))
+        fields = Fields(text_field, prompt_field, response_field, id_field, None, messages_field, shape)
+        given = QueryInput(data=_several(data), fields=fields, by=label_field or by)
+        queries = list(read_queries(given, self._known_fields))
         with self._asking(space, model) as answering:
             return evaluate(answering, queries, by=by, wrong=wrong, where=where, methods=methods, damping=damping)
 
@@ -300,7 +401,7 @@ class Curator:
 
         given, asked, options = parts_of(question)
         self.unanswered.clear()
-        found = read_queries(given)
+        found = read_queries(given, self._known_fields)
         with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 name = {"query": query.name} if given.each or given.by else {}
@@ -333,7 +434,7 @@ class Curator:
         given, asked, _ = parts_of(question)
         if given.each or given.by:
             raise UsageError("a saved query is one query: leave --each and --by out")
-        query = next(read_queries(given))
+        query = next(read_queries(given, self._known_fields))
         with self._asking(asked.space, asked.model) as answering, self._store.writing():
             row = save_query(answering, name, query, is_replaced=replace)
             answering.session.commit()
@@ -369,6 +470,8 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
         label_field: str | None = None,
         space: str | None = None,
         model: str | None = None,
@@ -383,7 +486,7 @@ class Curator:
         from curator.audit import MislabeledOptions, mislabeled
 
         options = MislabeledOptions(by, method, damping, where, limit)
-        fields = Fields(text_field, prompt_field, response_field, None, label_field)
+        fields = Fields(text_field, prompt_field, response_field, None, label_field, messages_field, shape)
         with self._asking(space, model) as answering:
             return mislabeled(answering, _several(reference), fields, options)
 
@@ -581,6 +684,11 @@ class Curator:
             result = work(session)
             session.commit()
             return result
+
+    def _known_fields(self) -> list[Fields]:
+        """The columns of the store's datasets, the newest first."""
+        with self._store.session() as session:
+            return [fields for _, fields in known_fields(session)]
 
     def _asking(self, space: str | None, model: str | None) -> AbstractContextManager[Answering]:
         from curator.query import OpenedSpace

@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import torch
 from sqlalchemy.orm import Session
 
-from curator.errors import ModelError, SpaceError, UsageError
+from curator.errors import CuratorError, ModelError, SpaceError, UsageError
 from curator.metadata.spaces import space_for_recipe
 from curator.metadata.tables import Space
 from curator.models import (
@@ -24,6 +25,7 @@ from curator.models import (
     hash_model_files,
     load_tokenizer,
     locate,
+    own_template,
     pick_device,
 )
 from curator.store import PROJECTION_FILE, SPACE_FILE, Store
@@ -40,6 +42,7 @@ __all__ = [
     "load_for_ingest",
     "publish_projection",
     "recipe_of",
+    "space_without_loading",
 ]
 
 _DEFAULT_MAX_LENGTH = 2048
@@ -52,6 +55,7 @@ class SpaceOptions:
     positions: Positions | None = None
     max_length: int | None = None
     dtype: str | None = None
+    chat_template: str | None = None  # its text, in the place of the model's own
 
 
 @dataclass
@@ -78,9 +82,15 @@ class LoadedModel:
         return _hash(self.recipe)
 
 
-def recipe_of(files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str) -> dict[str, Any]:
-    """Everything that decides a sample's representation, but for the projection."""
-    return {
+def recipe_of(
+    files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str, chat_template: str | None = None
+) -> dict[str, Any]:
+    """Everything that decides a sample's representation, but for the projection.
+
+    A chat template stands in it where one was given in the place of the model's own, which is among its files.
+    """
+    given = {} if chat_template is None else {"chat_template": chat_template}
+    return given | {
         "model": {name: stamp["sha256"] for name, stamp in files.items()},
         "positions": positions,
         "max_length": max_length,
@@ -115,12 +125,35 @@ def load_for_ingest(
     if lm.context is not None and max_length > lm.context:
         raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
     positions = options.positions or before.get("positions", "response")
-    recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype)
+    template = before.get("chat_template") if options.chat_template is None else options.chat_template
+    if template is not None and template == own_template(load_tokenizer(directory)):
+        template = None
+    recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype, chat_template=template)
     is_local = Path(model).expanduser().is_dir()
     name = str(directory) if is_local else model
     # A hub's branch moves: the snapshot's commit, which names its directory, is what the space is made of.
     revision = None if is_local else directory.name
     return _loaded(lm, directory, recipe, name, revision, files)
+
+
+def space_without_loading(
+    session: Session, model: str | None, revision: str | None, options: SpaceOptions
+) -> Space | None:  # fmt: skip
+    """The space that `load_for_ingest` would lead to, where that can be told from files and database alone."""
+    spaces = list(session.scalars(sa.select(Space).order_by(Space.id.desc())))
+    try:
+        if model is not None:
+            at = locate(model, revision)
+            spaces = [s for s in spaces if s.model == str(at) or (s.model, s.revision) == (model, at.name)]
+        if not spaces:
+            return None
+        space = spaces[0]
+        if not ModelOfSpace(space, device="cpu").directory.is_dir():  # raises where its files are others
+            return None
+    except CuratorError:
+        return None
+    chosen = {name: value for name, value in asdict(options).items() if value is not None}
+    return space if all(space.recipe.get(name) == value for name, value in chosen.items()) else None
 
 
 class ModelOfSpace:
@@ -175,6 +208,7 @@ def _encoder(directory: Path, recipe: dict[str, Any], vocab_size: int) -> Encode
         max_length=recipe["max_length"],
         vocab_size=vocab_size,
         positions=recipe["positions"],
+        chat_template=recipe.get("chat_template"),
     )
 
 

@@ -1,11 +1,30 @@
 """The nouns that travel between the layers: rows become samples, samples become encoded samples."""
 
+import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["BadRow", "EncodedSample", "Fields", "Row", "Sample"]
+__all__ = [
+    "INPUT_BREAK",
+    "BadRow",
+    "Bookmark",
+    "EncodedSample",
+    "Fields",
+    "Mark",
+    "Message",
+    "Row",
+    "Sample",
+    "Shape",
+    "readable",
+]
+
+# {"role": "system", "user", "assistant" or "tool", "content": text or [{"type": "text", "text": ...}, ...], ...}; an
+# assistant's turn may also have "tool_calls". What else a turn has stays as it was, for the template.
+Message = dict[str, Any]
+INPUT_BREAK = "\n\n"  # between an instruction and its input
+Shape = Literal["chat", "prompt", "text", "preference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +48,38 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Which columns of a row are what. Either `text`, or `prompt` and `response`; the rest becomes metadata."""
+    """Which columns of a row are what; the rest becomes metadata.
+
+    `text`, or `prompt` (with an `input` below it) and `response`, or `messages`, or `chosen` and `rejected` (and a
+    `prompt`). `shape` is what they make: see curator/sources/shapes.py.
+    """
 
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
     id: str | None = None
     label: str | None = None
+    messages: str | None = None
+    shape: Shape | None = None
+    input: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training item: either `text`, or `prompt` and `response`. `key` is the user's own id, where one is given."""
+    """One training item: `text`, or `prompt` and `response`, or `messages` (with the `tools` they may call).
+
+    `key` is the user's own id, where one is given. `pair`: of a preference pair, what both samples share, and "chosen"
+    or "rejected".
+    """
 
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
+    messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
+    pair: tuple[str, str] | None = None
     key: str | None = None
     label: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +88,9 @@ class Sample:
 
     @property
     def full_text(self) -> str:
-        """The text the model reads, prompt and response joined as they are."""
+        """The text to show: prompt and response joined as they are, turns one after another with their roles."""
+        if self.messages is not None:
+            return readable(self.messages)
         return self.text if self.text is not None else (self.prompt or "") + (self.response or "")
 
 
@@ -77,3 +114,36 @@ class EncodedSample:
     def num_counted(self) -> int:
         """Tokens whose prediction enters the value."""
         return int(self.counted.sum())
+
+
+def readable(messages: list[Message]) -> str:
+    """A conversation as text, a line "role: ..." for each turn; parts that are no text as [type]."""
+    return "\n".join(f"{message['role']}: {_readable(message)}" for message in messages)
+
+
+def _readable(message: Message) -> str:
+    content = message.get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    shown = [part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in parts]
+    if message.get("tool_calls"):
+        shown.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    return " ".join(filter(None, shown))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """All rows before `row` lie in the first `offset` bytes (decompressed), which have this digest."""
+
+    row: int = 0
+    offset: int = 0
+    digest: bytes = b""
+    whole: bytes | None = None  # the hash of everything, once the end is reached; empty where it was not computed
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """A mark in a version of a source."""
+
+    mark: Mark
+    stamp: str | None  # as it was seen when it was read
+    size: int | None

@@ -40,9 +40,17 @@ _device = click.option(
 )
 
 field_options = _all(
-    click.option("--text-field", metavar="COLUMN", help="The column with the text. [default: text]"),
+    click.option("--text-field", metavar="COLUMN", help="The column with the text."),
     click.option("--prompt-field", metavar="COLUMN", help="The prompt's column; only the response counts."),
     click.option("--response-field", metavar="COLUMN", help="The response's column."),
+    click.option(
+        "--messages-field", metavar="COLUMN", help="The column with a conversation; the assistant's turns count."
+    ),
+    click.option(
+        "--shape",
+        type=click.Choice(["chat", "prompt", "text", "preference"]),
+        help="What rows are, where no column is named. [default: what their columns say]",
+    ),
     click.option("--id-field", metavar="COLUMN", help="Your own id of a row; it becomes the sample's key."),
 )
 model_options = _all(

@@ -2,5 +2,6 @@
 
 from curator.ingest.report import IngestReport, OnProgress, Progress
 from curator.ingest.run import IngestOptions, ingest
+from curator.ingest.watching import Watching
 
-__all__ = ["IngestOptions", "IngestReport", "OnProgress", "Progress", "ingest"]
+__all__ = ["IngestOptions", "IngestReport", "OnProgress", "Progress", "Watching", "ingest"]

@@ -13,25 +13,35 @@ __all__ = ["IngestReport", "Meter", "OnProgress", "Progress"]
 
 @dataclass
 class IngestReport:
-    """Counts of one ingest. Every row read is in exactly one of added, present, duplicates, deleted, quarantined."""
+    """Counts of one ingest.
+
+    Every row read is in exactly one of added, replaced, present, duplicates, deleted, quarantined. Of preference pairs,
+    which are two samples a row, these count the samples.
+    """
 
     dataset: str
+    reading: str = ""  # what the rows were read as: "chat: 812 conversations (messages)"
     space: str = ""
     is_new_space: bool = False
     rows: int = 0
+    unread: int = 0  # more rows, known from an earlier ingest, in what has not changed since: not read again
+    unread_sources: int = 0  # of which not even the start was read
     added: int = 0
+    replaced: int = 0  # rows of a known key with another content: the new version took the old one's place
     present: int = 0  # rows the store already had
     updated: int = 0  # of those: label or metadata changed
     duplicates: int = 0  # the same text as another row
     deleted: int = 0  # deleted earlier, so not taken again
     quarantined: int = 0
-    truncated: int = 0  # of the added
-    tokens: int = 0  # read by the model, of the added
+    truncated: int = 0  # of those added or replaced
+    tokens: int = 0  # read by the model, of those added or replaced
     num_samples: int = 0  # in the dataset afterwards
     seconds: float = 0.0
     calibration_seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)  # why rows were quarantined
+    broken: dict[str, str] = field(default_factory=dict)  # sources that could not be read to their end, and why
     is_interrupted: bool = False
+    is_locked: bool = False  # a round of a watch in which another process wrote to the store
 
     def __post_init__(self) -> None:
         self._counting = Lock()  # bad rows are met by two threads
@@ -53,13 +63,14 @@ class IngestReport:
 class Progress:
     """Where a running ingest stands."""
 
-    phase: str  # "calibrating" or "ingesting"
+    phase: str  # "calibrating", "ingesting", or first "reading" where the columns told what the rows are
     rows: int
     total_rows: int | None
     samples: int  # through the model since the start, committed or not
     tokens: int
     committed: int
     waiting: int  # new samples that were read and have not been through the model
+    reading: str  # what the rows are read as
 
 
 OnProgress = Callable[[Progress], None]
@@ -86,5 +97,7 @@ class Meter:
         report = self.report
         waiting = max(0, self.num_new - self.samples)
         self.on_progress(
-            Progress(phase, report.rows, self.total_rows, self.samples, self.tokens, report.added, waiting)
+            Progress(
+                phase, report.rows, self.total_rows, self.samples, self.tokens, report.added, waiting, report.reading
+            )
         )

@@ -34,6 +34,7 @@ class SegmentWriter:
         self._store, self._space_id, self._dataset_id, self._report = store, space_id, dataset_id, report
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="segment-writer")
         self._under_way: Future[None] | None = None
+        self._refused: set[str] = set()  # sources with rows that the model could not take
         self.committed: deque[list[NewSample]] = deque()  # windows that are in the database now
 
     def __enter__(self) -> "SegmentWriter":
@@ -64,16 +65,26 @@ class SegmentWriter:
             else:
                 sample = new.sample
                 window.read.bad.append(self._report.bad_row(sample.source, sample.row, part, sample.full_text))
+                self._refused.add(sample.source)
+        for source in self._refused & window.read.bookmarks.keys():
+            del window.read.bookmarks[source]  # the next ingest tries again what the model could not take
         with self._store.session() as session:
             if kept:
                 first = next_sample_id(session)
                 segment = self._publish(first, kept)
                 rows = [self._row(first + at, new, part) for at, (new, part) in enumerate(kept)]
+                for sample_id, (new, _) in enumerate(kept, start=first):
+                    if new.forgets is not None:
+                        window.read.forgotten.append(new.forgets)
+                    if new.replaces is not None:
+                        window.read.replaced.append((new.replaces, sample_id))
                 commit_segment(session, window.read, segment, rows)
             else:
                 commit_rows(session, window.read)
         self.committed.append(window.samples)
-        self._report.added += len(kept)
+        replacing = sum(new.replaces is not None for new, _ in kept)
+        self._report.added += len(kept) - replacing
+        self._report.replaced += replacing
         self._report.truncated += sum(new.encoded.is_truncated for new, _ in kept)
         self._report.tokens += sum(new.encoded.num_tokens for new, _ in kept)
 
@@ -103,9 +114,11 @@ class SegmentWriter:
             "key": new.key,
             "has_own_key": sample.key is not None,
             "label": sample.label,
-            "text": sample.text,
+            "text": sample.text if sample.messages is None else sample.full_text,
             "prompt": sample.prompt,
             "response": sample.response,
+            "messages": sample.messages,
+            "tools": sample.tools,
             "meta": sample.meta,
             "num_tokens": new.encoded.num_tokens,
             "num_counted": new.encoded.num_counted,

@@ -19,7 +19,7 @@ from curator.metadata.tables import Change, ChangedSample, Dataset, Sample, Tag
 __all__ = ["changed_ids", "changes_of", "described", "record", "rows_inserted", "to_undo", "undone"]
 
 _SUBJECTS = {"tag": ("tag", "untag"), "untag": ("tag", "untag"), "note": ("note",)}
-_OF_DELETES = ("delete", "restore")
+_OF_DELETES = ("delete", "restore", "replace")
 
 
 def record(

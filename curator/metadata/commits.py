@@ -7,8 +7,21 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from curator.metadata.bookmarks import write_bookmarks
+from curator.metadata.replacements import replace_samples
 from curator.metadata.row_numbers import RowsRead
-from curator.metadata.tables import NEXT_SAMPLE_ID, Counter, Dataset, Extent, Quarantined, Sample, Segment
+from curator.metadata.samples import rows_changed
+from curator.metadata.tables import (
+    NEXT_SAMPLE_ID,
+    Counter,
+    Dataset,
+    Extent,
+    Note,
+    Quarantined,
+    Sample,
+    SampleTag,
+    Segment,
+)
 from curator.types import BadRow
 
 __all__ = ["commit_rows", "commit_segment", "next_sample_id"]
@@ -24,13 +37,18 @@ def commit_segment(session: Session, read: RowsRead, segment: Segment, samples: 
     """Commits a segment whose files are in place, with its samples; before this the store does not know of it."""
     session.add(segment)
     session.flush()
+    if read.forgotten:
+        of_forgotten = Sample.id.in_(read.forgotten)
+        for table in (SampleTag, Note):
+            rows_changed(session, sa.delete(table).where(table.sample_id.in_(read.forgotten)))
+        rows_changed(session, sa.delete(Sample).where(of_forgotten))
     session.execute(sa.insert(Sample), [{**sample, "segment_id": segment.id} for sample in samples])
     session.merge(Counter(name=NEXT_SAMPLE_ID, value=samples[-1]["id"] + 1))
     commit_rows(session, read)
 
 
 def commit_rows(session: Session, read: RowsRead) -> None:
-    """Writes row numbers and quarantine: a row that was read again is quarantined only if it is still bad."""
+    """Writes row numbers, bookmarks, replacements and quarantine: a row read again stays there only if still bad."""
     for extent in read.extents:
         _write_extent(session, read.dataset_id, extent)
     session.execute(sa.update(Dataset).where(Dataset.id == read.dataset_id).values(next_row=read.next_row))
@@ -44,9 +62,23 @@ def commit_rows(session: Session, read: RowsRead) -> None:
             )
         )
     if read.bad:
-        session.execute(sa.insert(Quarantined), [_quarantined(read, bad) for bad in read.bad])
+        # Both samples of a preference pair may be refused, and in two commits: one reason is told for the row.
+        bad = {(row.source, row.row): _quarantined(read, row) for row in read.bad}
+        session.connection().execute(
+            sa.delete(Quarantined).where(
+                Quarantined.space_id == read.space_id,
+                Quarantined.dataset_id == read.dataset_id,
+                Quarantined.source == sa.bindparam("of_source"),
+                Quarantined.row == sa.bindparam("at_row"),
+            ),
+            [{"of_source": source, "at_row": row} for source, row in bad],
+        )
+        session.execute(sa.insert(Quarantined), list(bad.values()))
     if read.updates:
         session.execute(sa.update(Sample), read.updates)
+    if read.replaced:
+        read.change.number = replace_samples(session, read.replaced, {"dataset": read.dataset}, read.change.number)
+    write_bookmarks(session, read.space_id, read.dataset_id, read.reading, read.bookmarks)
     session.commit()
 
 

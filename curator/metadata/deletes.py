@@ -6,13 +6,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from curator.metadata.bookmarks import drop_bookmarks
 from curator.metadata.changes import changed_ids, record
 from curator.metadata.samples import Chosen, rows_changed
 from curator.metadata.tables import Change, Dataset, Note, Sample, SampleTag
 
 __all__ = ["delete_samples", "restore_samples", "undo_delete", "undo_restore"]
 
-_IS_DELETED = Sample.deleted_at.is_not(None)
+_IS_DELETED = Sample.deleted_at.is_not(None) & Sample.replaced_by.is_(None)  # by the user, not for a newer version
 
 
 def delete_samples(session: Session, conditions: Chosen, detail: dict[str, Any]) -> int:
@@ -63,6 +64,7 @@ def _left_out(session: Session, conditions: Chosen) -> dict[str, int]:
     for condition in conditions:
         of_chosen = sa.select(Sample.id).join(Dataset).where(condition, _IS_DELETED)
         gone = of_chosen.where(Sample.segment_id.is_(None))
+        drop_bookmarks(session, gone.with_only_columns(Sample.dataset_id))
         for table in (SampleTag, Note):
             rows_changed(session, sa.delete(table).where(table.sample_id.in_(gone)))
         forgotten += rows_changed(session, sa.delete(Sample).where(Sample.id.in_(gone)))

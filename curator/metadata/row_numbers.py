@@ -7,9 +7,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.metadata.tables import Dataset, Extent
-from curator.types import BadRow
+from curator.types import BadRow, Bookmark
 
-__all__ = ["RowNumbers", "RowsRead"]
+__all__ = ["ReplaceChange", "RowNumbers", "RowsRead"]
 
 
 @dataclass(slots=True)
@@ -19,6 +19,13 @@ class _Extent:
     source_row: int
     first_row: int
     num_rows: int
+
+
+@dataclass
+class ReplaceChange:
+    """The number of the change that all replacements of an ingest belong to, once there is one."""
+
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,12 @@ class RowsRead:
     seen: dict[str, tuple[int, int]]  # source: first and last row read
     bad: list[BadRow]
     updates: list[dict[str, Any]]  # id, label, meta of samples whose text stayed the same
+    dataset: str
+    reading: str  # hash of what decides which samples rows become
+    change: ReplaceChange
+    replaced: list[tuple[int | None, int]] = field(default_factory=list)  # ids of the old and the new version of a key
+    forgotten: list[int] = field(default_factory=list)  # compacted samples that a new one of their content replaces
+    bookmarks: dict[str, Bookmark] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,16 +54,20 @@ class RowNumbers:
     space_id: int
     dataset_id: int
     next_row: int
+    dataset: str
+    reading: str = ""
     bad: list[BadRow] = field(default_factory=list)
     updates: list[dict[str, Any]] = field(default_factory=list)
+    replaced: list[tuple[int | None, int]] = field(default_factory=list)
+    change: ReplaceChange = field(default_factory=ReplaceChange)
     _extents: dict[str, list[_Extent]] = field(default_factory=dict)
     _changed: dict[tuple[str, int], _Extent] = field(default_factory=dict)
     _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, session: Session, space_id: int, dataset: Dataset) -> "RowNumbers":
+    def load(cls, session: Session, space_id: int, dataset: Dataset, reading: str = "") -> "RowNumbers":
         """The numbering as it was last committed."""
-        numbers = cls(space_id, dataset.id, dataset.next_row)
+        numbers = cls(space_id, dataset.id, dataset.next_row, dataset.name, reading)
         query = sa.select(Extent).where(Extent.dataset_id == dataset.id).order_by(Extent.first_row)
         for row in session.scalars(query):
             known = _Extent(row.source_row, row.first_row, row.num_rows)
@@ -85,14 +102,34 @@ class RowNumbers:
         self.next_row += 1
         return self.next_row - 1
 
-    def take(self) -> RowsRead:
+    def before(self, starts: dict[str, int]) -> list[tuple[int, int]]:
+        """The numbers of the rows of each source that lie before the given one: half-open intervals."""
+        return [
+            (extent.first_row, extent.first_row + min(extent.num_rows, start - extent.source_row))
+            for source, start in starts.items()
+            for extent in self._extents.get(source, [])
+            if extent.source_row < start
+        ]
+
+    def take(self, bookmarks: dict[str, Bookmark] | None = None) -> RowsRead:
         """What was read since the last call, for the next commit; this object forgets it and can be read on with."""
         extents = [
             {"source": source, "source_row": start, "first_row": extent.first_row, "num_rows": extent.num_rows}
             for (source, start), extent in self._changed.items()
         ]
         read = RowsRead(
-            self.space_id, self.dataset_id, self.next_row, extents, self._seen, self.bad, self.updates
-        )  # fmt: skip
-        self._changed, self._seen, self.bad, self.updates = {}, {}, [], []
+            self.space_id,
+            self.dataset_id,
+            self.next_row,
+            extents,
+            self._seen,
+            self.bad,
+            self.updates,
+            self.dataset,
+            self.reading,
+            self.change,
+            self.replaced,
+            bookmarks=bookmarks or {},
+        )
+        self._changed, self._seen, self.bad, self.updates, self.replaced = {}, {}, [], [], []
         return read

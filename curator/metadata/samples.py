@@ -1,7 +1,7 @@
 """Samples by hash, key, id and filter."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -22,8 +22,8 @@ __all__ = [
     "deleted_ids",
     "find_sample",
     "has_deleted",
+    "key_holders",
     "keys_between",
-    "keys_taken",
     "live_ids",
     "live_ids_by_dataset",
     "live_rows",
@@ -61,8 +61,16 @@ def _in_portions(values: Sequence[Any]) -> Iterable[Sequence[Any]]:
 
 
 def by_hash(session: Session, space_id: int, dataset_id: int, hashes: Sequence[bytes]) -> dict[bytes, sa.Row[Any]]:
-    """Those of the hashes that the dataset already holds, deleted ones included: id, row, label, meta, deleted_at."""
-    columns = (Sample.content_hash, Sample.id, Sample.row, Sample.label, Sample.meta, Sample.deleted_at)
+    """Those of the hashes that the dataset already holds, deleted ones included."""
+    columns = (
+        Sample.content_hash,
+        Sample.id,
+        Sample.label,
+        Sample.meta,
+        Sample.deleted_at,
+        Sample.replaced_by,
+        Sample.segment_id,
+    )
     return {
         row.content_hash: row
         for some in _in_portions(hashes)
@@ -74,13 +82,13 @@ def by_hash(session: Session, space_id: int, dataset_id: int, hashes: Sequence[b
     }
 
 
-def keys_taken(session: Session, space_id: int, dataset_id: int, keys: Sequence[str]) -> set[str]:
-    """Those of the keys that live samples of the dataset already bear."""
+def key_holders(session: Session, space_id: int, dataset_id: int, keys: Sequence[str]) -> dict[str, sa.Row[Any]]:
+    """The live samples of the dataset that bear one of the keys: id, row, has_own_key."""
     return {
-        key
+        str(holder.key): cast(sa.Row[Any], holder)
         for some in _in_portions(keys)
-        for key in session.scalars(
-            sa.select(Sample.key).where(
+        for holder in session.execute(
+            sa.select(Sample.key, Sample.id, Sample.row, Sample.has_own_key).where(
                 Sample.space_id == space_id,
                 Sample.dataset_id == dataset_id,
                 Sample.key.in_(some),
@@ -145,8 +153,8 @@ def live_ids_by_dataset(session: Session, space_id: int) -> dict[str, np.ndarray
 
 
 def live_rows(session: Session, space_id: int, names: Sequence[str], where: str | None = None) -> Iterator[Any]:
-    """(id, the columns of these names) of the same samples, streamed in order of ids; "meta" is one more column."""
-    columns = [_C.meta if name == "meta" else COLUMNS[name] for name in names]
+    """(id, the columns of these names) of the same samples, streamed in order of ids; meta, messages and tools too."""
+    columns = [_C[name] if name in ("meta", "messages", "tools") else COLUMNS[name] for name in names]
     query = (
         sa.select(_C.id, *columns)
         .select_from(sa.join(Sample, Dataset, Sample.dataset_id == Dataset.id))

@@ -9,10 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from curator.types import Sample as Content
+
 __all__ = [
     "NEXT_SAMPLE_ID",
     "STORE_ID",
     "Base",
+    "Bookmark",
     "Change",
     "ChangedSample",
     "Counter",
@@ -53,6 +56,7 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 # SQLite counts rowids only in a column of type INTEGER.
 _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_JsonOrNull = sa.JSON(none_as_null=True)  # otherwise None would be the JSON text null
 
 
 class Base(DeclarativeBase):
@@ -123,6 +127,26 @@ class Extent(Base):
     num_rows: Mapped[int] = mapped_column(sa.BigInteger)
 
 
+class Bookmark(Base):
+    """How far a source was read for a dataset in a space: its next ingest begins there, or passes it over."""
+
+    __tablename__ = "bookmarks"
+    __table_args__ = (sa.UniqueConstraint("space_id", "dataset_id", "source"),)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    space_id: Mapped[int] = mapped_column(sa.ForeignKey("spaces.id"))
+    dataset_id: Mapped[int] = mapped_column(sa.ForeignKey("datasets.id"))
+    source: Mapped[str] = mapped_column(sa.Text)
+    reading: Mapped[str] = mapped_column(sa.String(32))  # hash of what decides which samples its rows become
+    row: Mapped[int] = mapped_column(sa.BigInteger)  # all rows before it are known
+    num_bytes: Mapped[int] = mapped_column(sa.BigInteger)  # of a text: where the row begins
+    digest: Mapped[bytes] = mapped_column(sa.LargeBinary(16))  # of a text: of the bytes before
+    whole: Mapped[bytes | None] = mapped_column(sa.LargeBinary(16))  # of everything, once it was read to the end
+    stamp: Mapped[str | None] = mapped_column(sa.Text)  # the version that was read, where it can be told by the outside
+    size: Mapped[int | None] = mapped_column(sa.BigInteger)  # of that version, in bytes
+    created_at: Mapped[datetime]
+
+
 class Segment(Base):
     """An immutable directory of sketches and factors; it exists for the store from the moment this row is committed."""
 
@@ -156,9 +180,11 @@ class Sample(Base):
     key: Mapped[str] = mapped_column(sa.Text)
     has_own_key: Mapped[bool]
     label: Mapped[str | None] = mapped_column(sa.Text, index=True)
-    text: Mapped[str | None] = mapped_column(sa.Text)
+    text: Mapped[str | None] = mapped_column(sa.Text)  # of messages: their readable text, for filters and tables
     prompt: Mapped[str | None] = mapped_column(sa.Text)
     response: Mapped[str | None] = mapped_column(sa.Text)
+    messages: Mapped[list[dict[str, Any]] | None] = mapped_column(_JsonOrNull)
+    tools: Mapped[list[dict[str, Any]] | None] = mapped_column(_JsonOrNull)
     meta: Mapped[dict[str, Any]]
     num_tokens: Mapped[int]
     num_counted: Mapped[int]
@@ -167,6 +193,19 @@ class Sample(Base):
     captured: Mapped[float]  # share of ||G||^2 inside the sketch
     loss: Mapped[float]
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
+    replaced_by: Mapped[int | None] = mapped_column(sa.BigInteger)  # the newer version of its key; then it is deleted
+
+    @property
+    def content(self) -> Content:
+        """What the model reads of it."""
+        if self.messages is not None:
+            return Content(messages=self.messages, tools=self.tools)
+        return Content(text=self.text, prompt=self.prompt, response=self.response)
+
+    @property
+    def full_text(self) -> str:
+        """The text to show."""
+        return self.text if self.text is not None else f"{self.prompt}{self.response}"
 
 
 class Quarantined(Base):
@@ -193,7 +232,7 @@ class SavedQuery(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(sa.String(200), unique=True)
     description: Mapped[dict[str, Any]]  # as it stands in an answer
-    parts: Mapped[list[dict[str, Any]]]  # {"weight", "samples": [{"text"} or {"prompt", "response"}]}
+    parts: Mapped[list[dict[str, Any]]]  # {"weight", "samples": [{"text"}, {"prompt", "response"} or {"messages"}]}
     num_samples: Mapped[int]
     num_tokens: Mapped[int]
     created_at: Mapped[datetime]
@@ -262,7 +301,7 @@ class Change(Base):
     __tablename__ = "changes"
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
-    kind: Mapped[str] = mapped_column(sa.String(20))  # tag, untag, note, delete or restore
+    kind: Mapped[str] = mapped_column(sa.String(20))  # tag, untag, note, delete, restore or replace
     tag_id: Mapped[int | None] = mapped_column(sa.ForeignKey("tags.id"))
     num_samples: Mapped[int] = mapped_column(sa.BigInteger)  # that it really changed
     detail: Mapped[dict[str, Any]]  # how they were chosen; a note's text before and after

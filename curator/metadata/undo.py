@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from curator.metadata.changes import described, to_undo, undone
 from curator.metadata.deletes import undo_delete, undo_restore
+from curator.metadata.replacements import undo_replace
 from curator.metadata.tables import Change
 from curator.metadata.tags import undo_note, undo_tag, undo_untag
 
@@ -18,6 +19,7 @@ _OPPOSITES: dict[str, Callable[[Session, Change], dict[str, int]]] = {
     "note": undo_note,
     "delete": undo_delete,
     "restore": undo_restore,
+    "replace": undo_replace,
 }
 
 

@@ -2,16 +2,19 @@
 
 Text:             the tokenizer's special tokens + text + EOS
 Prompt, response: tokens of the prompt (special tokens as usual) + tokens of the response (without) + EOS
+Messages:         what the chat template writes, which writes its own special tokens (curator/models/chat.py)
 
 The end counts: when to stop is part of what a model learns.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from curator.errors import UsageError
+from curator.models.chat import Chat, Rendered, counted_tokens
 from curator.types import EncodedSample, Sample
 
 __all__ = ["Encoder", "OnLong", "Positions"]
@@ -32,7 +35,9 @@ class Encoder:
         vocab_size: int,
         positions: Positions = "response",
         on_long: OnLong = "truncate",
+        chat_template: str | None = None,
     ):
+        """`chat_template`: in the place of the tokenizer's own."""
         if max_length < 2:
             raise UsageError(f"--max-length {max_length} leaves no token to predict; give at least 2")
         self.tokenizer = tokenizer
@@ -40,6 +45,7 @@ class Encoder:
         self.vocab_size = vocab_size
         self.positions = positions
         self.on_long = on_long
+        self._chat_template = chat_template
         self._eos: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         probe = self._ids(["a"], special=True)[0]
         self._has_own_eos = bool(self._eos) and probe[-1:] == self._eos
@@ -47,8 +53,16 @@ class Encoder:
     def encode(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         """One encoded sample, or the reason why there is none, for each sample, in order."""
         is_text = [_is_unicode(sample.full_text) for sample in samples]
-        encoded = iter(self._encode([sample for sample, is_good in zip(samples, is_text, strict=True) if is_good]))
+        usable = [sample for sample, is_good in zip(samples, is_text, strict=True) if is_good]
+        plain = iter(self._encode([sample for sample in usable if sample.messages is None]))
+        chats = iter(self._encode_chats([sample for sample in usable if sample.messages is not None]))
+        encoded = (next(plain if sample.messages is None else chats) for sample in usable)
         return [next(encoded) if is_good else "not Unicode text: half of a surrogate pair" for is_good in is_text]
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat template. Raises UsageError when there is none, or when it cannot tell who says what."""
+        return Chat(self.tokenizer, self._chat_template, needs_spans=self.positions == "response")
 
     def _encode(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         first = self._ids([s.text if s.text is not None else s.prompt or "" for s in samples], special=True)
@@ -56,6 +70,34 @@ class Encoder:
         responses = self._ids([samples[i].response or "" for i in with_response], special=False)
         response_of = dict(zip(with_response, responses, strict=True))
         return [self._assemble(ids, response_of.get(i)) for i, ids in enumerate(first)]
+
+    def _encode_chats(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
+        rendered = [self.chat.render(sample) for sample in samples]
+        texts = [one.text for one in rendered if isinstance(one, Rendered)]
+        if not texts:
+            return [str(reason) for reason in rendered]
+        found = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = iter(zip(found["input_ids"], found["offset_mapping"], strict=True))
+        return [
+            one if isinstance(one, str) else self._chat_tokens(sample, one, *next(encoded))
+            for sample, one in zip(samples, rendered, strict=True)
+        ]
+
+    def _chat_tokens(
+        self, sample: Sample, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> EncodedSample | str:
+        if self._is_too_long(ids):
+            return self._too_long(ids)
+        kept = offsets[: self.max_length]
+        counted = np.ones(len(kept), dtype=bool)
+        if self.positions == "response":
+            spans = self.chat.spans(sample, rendered, until=max((stop for _, stop in kept), default=0))
+            if isinstance(spans, str):
+                return spans
+            counted = counted_tokens(kept, spans)
+        if not counted[1:].any() and len(ids) > self.max_length:
+            return f"no counted token: no assistant turn within the limit of {self.max_length:,} of {len(ids):,} tokens"
+        return self._checked(ids, counted)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """What each token adds to the text: a token alone may lose its space, or be half of a character."""
@@ -76,22 +118,30 @@ class Encoder:
         if self._has_own_eos:
             first = first[:-1]
         ids = first + (response or []) + self._eos
-        if len(ids) > self.max_length and self.on_long == "reject":
-            return f"too long: {len(ids):,} tokens, the limit is {self.max_length:,}"
+        if self._is_too_long(ids):
+            return self._too_long(ids)
         start = 1 if response is None or self.positions == "all" else max(1, len(first))
+        if response is not None and start >= self.max_length:
+            return f"no counted token: the prompt alone has {len(first):,} tokens, the limit is {self.max_length:,}"
+        counted = np.zeros(min(len(ids), self.max_length), dtype=bool)
+        counted[start:] = True
+        return self._checked(ids, counted)
+
+    def _is_too_long(self, ids: list[int]) -> bool:
+        return len(ids) > self.max_length and self.on_long == "reject"
+
+    def _too_long(self, ids: list[int]) -> str:
+        return f"too long: {len(ids):,} tokens, the limit is {self.max_length:,}"
+
+    def _checked(self, ids: list[int], counted: np.ndarray) -> EncodedSample | str:
+        """The first tokens up to the limit with those that count (the first never does), or why they are no sample."""
         kept = np.asarray(ids[: self.max_length], dtype=np.int64)
-        if start >= len(kept):
-            return self._no_counted_token(len(first), response)
+        counted[:1] = False
+        if not counted.any():
+            return "no counted token: nothing is left to predict"
         if kept.max() >= self.vocab_size:
             return f"token id {kept.max()} is outside the model's vocabulary of {self.vocab_size:,}"
-        counted = np.zeros(len(kept), dtype=bool)
-        counted[start:] = True
         return EncodedSample(kept, counted, is_truncated=len(ids) > self.max_length)
-
-    def _no_counted_token(self, num_first: int, response: list[int] | None) -> str:
-        if response is not None and num_first >= self.max_length:
-            return f"no counted token: the prompt alone has {num_first:,} tokens, the limit is {self.max_length:,}"
-        return "no counted token: nothing is left to predict"
 
 
 def _is_unicode(text: str) -> bool:

@@ -134,11 +134,22 @@ class Answering:
         return prepare(represented, self.projection, method, damping), query.description | description
 
     def represent(self, query: Query) -> tuple[QueryRepresentation, dict[str, Any]]:
-        """The mean of a query's samples, run through the model, and their counts."""
+        """The mean of a query's samples, less that of those against it, run through the model; and their counts."""
+        terms: list[tuple[float, QueryRepresentation]] = []
+        counts: list[dict[str, Any]] = []
+        for factor, samples in query.terms():
+            represented, of_term = self._mean(samples, [bad.reason for bad in query.skipped if not counts])
+            terms.append((factor, represented))
+            counts.append(of_term)
+        combined = terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else QueryRepresentation.combine(terms)
+        return combined, {name: sum(of_term[name] for of_term in counts) for name in counts[0]}
+
+    def _mean(self, samples: Sequence[Sample], problems: list[str]) -> tuple[QueryRepresentation, dict[str, Any]]:
+        """The mean of samples, run through the model, and their counts; `problems` are known already."""
         encoder = self.model.encoder
-        results = encoder.encode(query.samples)
+        results = encoder.encode(samples)
         encoded = [item for item in results if isinstance(item, EncodedSample)]
-        problems = [bad.reason for bad in query.skipped] + [item for item in results if isinstance(item, str)]
+        problems = problems + [item for item in results if isinstance(item, str)]
         if not encoded:
             raise EmptyQueryError(f"the query has no counted token: {problems[-1]}")
         gradient = QueryGradient(self.model.lm.head)
@@ -333,7 +344,7 @@ class Answering:
 
     def _encode_again(self, ids: list[int]) -> list[EncodedSample]:
         rows = rows_by_id(self.session, ids)
-        samples = [Sample(text=r.text, prompt=r.prompt, response=r.response) for r in (rows[i][0] for i in ids)]
+        samples = [rows[id_][0].content for id_ in ids]
         encoded = []
         for id_, item in zip(ids, self.model.encoder.encode(samples), strict=True):
             if isinstance(item, str):
@@ -360,7 +371,7 @@ class Answering:
                     label=sample.label,
                     value=value,
                     percentile=distribution.percentile(value),
-                    text=(sample.text if sample.text is not None else f"{sample.prompt}{sample.response}"),
+                    text=sample.full_text,
                     meta=sample.meta,
                     tokens=self._tokens(id_, prepared) if options.tokens else None,
                 )
@@ -385,7 +396,7 @@ class Answering:
         advice: str = "look deeper with --rerank 1000, or check with --exact",
     ) -> list[str]:
         """What a reader of any answer to the query should know of it, in words; `advice`: where the sketch is blind."""
-        notes = []
+        notes = [] if query.reading is None else [query.reading]
         if description["num_skipped"]:
             first = query.skipped[0].reason if query.skipped else "no counted token"
             notes.append(f"{description['num_skipped']} rows of the query were skipped ({first})")

@@ -120,7 +120,7 @@ def explain(
             "key": row.key,
             "dataset": dataset,
             "label": row.label,
-            "text": row.text if row.text is not None else f"{row.prompt}{row.response}",
+            "text": row.full_text,
             "meta": row.meta,
         },
         query=description,
@@ -195,7 +195,7 @@ def _parts(
 def _weighted(answering: Answering, query: Query) -> Iterator[tuple[float, list[Sample]]]:
     """The means that a query is the weighted sum of."""
     if not query.saved:
-        yield 1.0, query.samples
+        yield from query.terms()
     for name, factor in query.saved.items():
         for part in find_query(answering.session, name).parts:
             yield factor * part["weight"], [Sample(**sample) for sample in part["samples"]]

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from curator.query.answer import QueryOptions
 from curator.query.inputs import QueryInput
-from curator.types import Fields
+from curator.types import Fields, Shape
 from curator.value import Method
 
 __all__ = ["Asked", "OneQuestion", "Question", "is_asking", "parts_of"]
@@ -23,6 +23,8 @@ class OneQuestion(TypedDict, total=False):
     text_field: str | None  # the columns of data, as for ingest
     prompt_field: str | None
     response_field: str | None
+    messages_field: str | None
+    shape: Shape | None  # or what the columns make, where none is named: chat, prompt, text or preference
     id_field: str | None
     saved: str | None  # or against a saved query
     expr: str | None  # or against an expression over saved queries: "good - 0.5 * bad"
@@ -82,6 +84,8 @@ def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
             question.get("prompt_field"),
             question.get("response_field"),
             question.get("id_field"),
+            messages=question.get("messages_field"),
+            shape=question.get("shape"),
         ),
         question.get("each", False),
         question.get("by"),

@@ -47,7 +47,9 @@ def save_query(answering: "Answering", name: str, query: Query, *, is_replaced: 
         ]
     else:
         represented, description = answering.represent(query)
-        parts = [{"weight": 1.0, "samples": [_plain(sample) for sample in query.samples]}]
+        parts = [
+            {"weight": factor, "samples": [_plain(sample) for sample in samples]} for factor, samples in query.terms()
+        ]
     if not represented.norm > 0:
         raise EmptyQueryError("the query has no usable gradient: the model predicts it perfectly, or gave NaN")
     if former is not None:
@@ -160,7 +162,9 @@ def _store(answering: "Answering", row: SavedQuery, represented: QueryRepresenta
     answering.session.flush()
 
 
-def _plain(sample: Sample) -> dict[str, str | None]:
+def _plain(sample: Sample) -> dict[str, Any]:
+    if sample.messages is not None:
+        return {"messages": sample.messages} | ({"tools": sample.tools} if sample.tools else {})
     if sample.text is not None:
         return {"text": sample.text}
     return {"prompt": sample.prompt, "response": sample.response}

@@ -24,7 +24,8 @@ from curator.metadata.samples import rows_by_id
 from curator.metadata.saved_queries import find_query
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
-from curator.sources import resolve
+from curator.sources import Source, resolve
+from curator.types import INPUT_BREAK
 from index.stored import hash_file
 
 __all__ = ["check_out", "write_selection"]
@@ -32,7 +33,8 @@ __all__ = ["check_out", "write_selection"]
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
 _FILE_ROWS = 500_000  # of one Parquet file in a directory
-_ROLES = ("id", "text", "prompt", "response", "label")  # the order of columns; the data's others follow
+# The order of columns; the data's others follow.
+_ROLES = ("id", "text", "prompt", "response", "messages", "tools", "label")
 Manifest = Callable[[list[dict[str, Any]]], str]  # of the files that were written
 
 
@@ -106,13 +108,21 @@ class _Rows:
 
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:
         fields = self._fields[dataset]
-        parts = {
-            "text": sample.text,
+        parts: dict[str, Any] = {
+            "text": sample.text if sample.messages is None else None,
             "prompt": sample.prompt,
             "response": sample.response,
+            "messages": sample.messages,
+            "tools": sample.tools,
             "id": sample.key if sample.has_own_key else None,
             "label": sample.label,
         }
+        if sample.messages is not None and {"prompt", "response"} <= fields.keys() and len(sample.messages) == 2:
+            parts["messages"] = None  # two columns, which were read as turns
+            parts["prompt"], parts["response"] = (turn["content"] for turn in sample.messages)
+        given = sample.meta.get(fields["input"]) if "input" in fields else None
+        if given and parts["prompt"]:
+            parts["prompt"] = parts["prompt"].removesuffix(INPUT_BREAK + given)
         named = {fields.get(role) or role: parts[role] for role in _ROLES if parts[role] is not None}
         return named | sample.meta
 
@@ -149,6 +159,10 @@ def _write_directory(rows: _Rows, out: Path, manifest_of: Manifest, card: str) -
 
 def _described(path: Path, name: str) -> dict[str, Any]:
     return {"name": name, "sha256": hash_file(path), "num_bytes": path.stat().st_size}
+
+
+def _read_from(source: Source) -> dict[str, Any]:
+    return _described(Path(source.location), source.location) if source.is_local else {"name": source.location}
 
 
 def _write_parquet(rows: _Rows, paths: list[Path], rows_each: int) -> None:
@@ -220,7 +234,7 @@ def _inputs(session: Session, files: Iterable[str | Path], saved: Mapping[str, f
     """What the query was made of, by hash: a file can be written anew, and a saved query replaced."""
     paths = list(files)
     return {
-        "query_files": [_described(path, str(path)) for path in resolve(paths)] if paths else [],
+        "query_files": [_read_from(source) for source in resolve(paths)] if paths else [],
         "saved_queries": [
             {
                 "name": row.name,

@@ -2,15 +2,16 @@
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import IO
 
 from curator.errors import UsageError
 from curator.sources import streams
+from curator.sources.bookmark import ChangedSourceError, Reached, is_due
 from curator.sources.excerpt import excerpt_of
 from curator.sources.header import check_header
-from curator.sources.paths import DataFormat
-from curator.types import BadRow, Row
+from curator.sources.source import Source
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["read_csv"]
 
@@ -18,52 +19,70 @@ __all__ = ["read_csv"]
 MAX_FIELD_CHARS = 16 << 20
 
 
-def read_csv(path: Path, data_format: DataFormat, source: str) -> Iterator[Row | BadRow]:
+def read_csv(source: Source, start: Mark, reached: Reached, is_growing: bool) -> Iterator[Row | BadRow]:
     """The records of the file. `row` is the index of the record after the header; blank lines are no records.
 
     Raises UsageError for a header that is missing, empty, not UTF-8, or names a column twice.
     """
     # The limit belongs to the process, so it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARS))
-    with streams.open_stream(path, data_format.compression) as stream:
+    with streams.open_stream(source) as stream:
         lines = _Lines(stream)
-        records = csv.reader(lines, delimiter="\t" if data_format.suffix == ".tsv" else ",", strict=True)
-        names = _read_header(path, records)
-        number = 0
+        records = csv.reader(lines, delimiter="\t" if source.format.suffix == ".tsv" else ",", strict=True)
+        names = _read_header(source, records)
+        if start.row and not lines.bytes.skip(start.offset, start.digest):
+            raise ChangedSourceError
+        reached(start)
+        number, is_left = start.row, False
+        mark = ended = start if start.row else Mark(0, *lines.bytes.ended())
         while True:
             lines.start_record()
             try:
                 record = next(records)
             except StopIteration:
-                return
+                break
             except csv.Error as error:
-                yield BadRow(source, number, _syntax_reason(lines, error), excerpt_of(lines.first))
+                is_left = is_growing and (lines.bytes.is_open or _is_unfinished(error))
+                if is_left:
+                    break
+                yield BadRow(source.location, number, _syntax_reason(lines, error), excerpt_of(lines.first))
+                is_whole = not _is_unfinished(error)
             else:
+                is_left = is_growing and lines.bytes.is_open
+                if is_left:
+                    break
+                is_whole = True
                 if not record:
                     continue
-                yield _to_row(source, number, names, record)
+                yield _to_row(source.location, number, names, record)
             number += 1
+            # A record that the file's end has cut off is read again once there is more.
+            if is_whole and not lines.bytes.is_open:
+                ended = Mark(number, *lines.bytes.ended())
+                if is_due(number, ended.offset, mark):
+                    mark = ended
+                    reached(mark)
+        reached(replace(ended, whole=None if is_left else lines.bytes.digest()))
 
 
 class _Lines:
     """Decoded lines for csv.reader. An object, since a generator would be finished by the first error it raises."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._lines = streams.read_lines(stream)
-        self.num_lines = 0
+        self.bytes = streams.Lines(stream)
+        self._lines = self.bytes.read()
         self.start_record()
 
     def start_record(self) -> None:
         """The next line is the first of a record: messages quote it."""
-        self.first_number, self.first, self._num_bytes = self.num_lines + 1, b"", 0
+        self.first_number, self.first, self._num_bytes = self.bytes.num_lines + 1, b"", 0
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
         line = next(self._lines)
-        self.num_lines += 1
-        if self.num_lines == self.first_number:
+        if self.bytes.num_lines == self.first_number:
             self.first = line[:1000]
         self._num_bytes += len(line)
         if self._num_bytes > streams.MAX_LINE_BYTES:
@@ -72,14 +91,14 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape") + "\n"
 
 
-def _read_header(path: Path, records: Iterator[list[str]]) -> list[str]:
+def _read_header(source: Source, records: Iterator[list[str]]) -> list[str]:
     try:
         names = next((record for record in records if record), [])
     except csv.Error as error:
-        raise UsageError(f"{path} has a header that is not readable CSV: {error}") from error
+        raise UsageError(f"{source} has a header that is not readable CSV: {error}") from error
     if not all(map(_is_utf8, names)):
-        raise UsageError(f"{path} is not UTF-8: convert it, for example with `iconv -t UTF-8`")
-    check_header(path, names)
+        raise UsageError(f"{source} is not UTF-8: convert it, for example with `iconv -t UTF-8`")
+    check_header(source.location, names)
     return names
 
 
@@ -104,9 +123,16 @@ def _is_utf8(value: str) -> bool:
     return True
 
 
+def _is_unfinished(error: csv.Error) -> bool:
+    """Whether the file ended inside of quotes."""
+    return "unexpected end of data" in str(error)
+
+
 def _syntax_reason(lines: _Lines, error: csv.Error) -> str:
-    where = f"line {lines.first_number}" + (f" to {lines.num_lines}" if lines.num_lines > lines.first_number else "")
-    if "unexpected end of data" in str(error):
+    where = f"line {lines.first_number}" + (
+        f" to {lines.bytes.num_lines}" if lines.bytes.num_lines > lines.first_number else ""
+    )
+    if _is_unfinished(error):
         return f"a quote opened in {where} is never closed: everything after it was taken for one value"
     if "field larger than field limit" in str(error):
         return f"a value in {where} is longer than {MAX_FIELD_CHARS >> 20} million characters: is a quote not closed?"

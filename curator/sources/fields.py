@@ -1,115 +1,151 @@
 """Columns get their meaning: rows become samples."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
-from curator.errors import UsageError
 from curator.sources.excerpt import excerpt_of
-from curator.sources.plain import is_dropped_bytes
-from curator.types import BadRow, Fields, Row, Sample
+from curator.sources.messages import looks_like_messages, parse_messages, parse_tools
+from curator.sources.preference import to_pair
+from curator.sources.values import BadValueError, check_storable, kind_of, row_excerpt
+from curator.types import INPUT_BREAK, BadRow, Fields, Message, Row, Sample
 
-__all__ = ["MAX_META_DEPTH", "check_fields", "to_sample"]
+__all__ = ["to_sample", "to_samples"]
 
-# SQLite reads JSON up to 1,000 levels, and one deeper row would make every query over the metadata fail.
-MAX_META_DEPTH = 100
-
-_KINDS = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-}
+_TOOLS = "tools"  # the column beside a conversation in which tools are offered
 
 
-class _BadValueError(ValueError):
-    """A value that keeps the row from becoming a sample; the message is the reason in the quarantine."""
+def to_samples(row: Row, fields: Fields) -> list[Sample] | BadRow:
+    """The samples that `row` holds: one, or the two of a preference pair; or the bad row that says why it holds none.
 
-
-def check_fields(fields: Fields) -> Fields:
-    """`fields` with text="text" where nothing was chosen.
-
-    Raises UsageError unless it is either the text alone or both prompt and response.
+    `fields` comes from settle_fields or check_fields. Text and response must hold more than whitespace; an empty prompt
+    is allowed. Messages: curator/sources/messages.py; beside them the column "tools" is what they may call, where it
+    holds a list of objects. A key is text or an integer; a label is text, or a number or truth value as its JSON text,
+    and null or empty means no label. Every column without a role becomes metadata, and so does an instruction's input.
+    A row with text that a database cannot store (lone surrogates, NUL) is bad.
     """
-    has_text, has_prompt, has_response = (name is not None for name in (fields.text, fields.prompt, fields.response))
-    if not (has_text or has_prompt or has_response):
-        return Fields(text="text", id=fields.id, label=fields.label)
-    if has_text and (has_prompt or has_response):
-        raise UsageError(
-            "--text-field excludes --prompt-field and --response-field: give the text, or both of the others"
-        )
-    if has_prompt != has_response:
-        given, missing = ("prompt", "response") if has_prompt else ("response", "prompt")
-        raise UsageError(f"--{given}-field needs --{missing}-field beside it, or use --text-field alone")
-    return fields
+    try:
+        if fields.chosen is not None and fields.rejected is not None:
+            prompt = None if fields.prompt is None else row.columns.get(fields.prompt)
+            values = (_value(row, fields.chosen), _value(row, fields.rejected))
+            if isinstance(prompt, str):
+                check_storable(str(fields.prompt), prompt)
+            for name, value in zip((fields.chosen, fields.rejected), values, strict=True):
+                check_storable(name, value)
+            contents = to_pair(prompt, *values, names=(fields.chosen, fields.rejected))
+            return [_sample(row, fields, content) for content in contents]
+        return [_sample(row, fields, _content(row, fields))]
+    except BadValueError as error:
+        return BadRow(row.source, row.row, str(error), row_excerpt(row))
 
 
 def to_sample(row: Row, fields: Fields) -> Sample | BadRow:
-    """The sample that `row` holds, or the bad row that says why it holds none. `fields` comes from check_fields.
-
-    Text and response must hold more than whitespace; an empty prompt is allowed. A key is text or an integer; a label
-    is text, or a number or truth value as its JSON text, and null or empty means no label. Every column without a
-    role becomes metadata. A row with text that a database cannot store (lone surrogates, NUL) is bad.
-    """
-    assert fields.text is not None or (fields.prompt is not None and fields.response is not None), "use check_fields"
-    roles = {fields.text, fields.prompt, fields.response, fields.id, fields.label}
-    try:
-        meta = {name: value for name, value in row.columns.items() if name not in roles}
-        for name, value in meta.items():
-            _check_storable(name, name)
-            _check_storable(name, value)
-        return Sample(
-            text=None if fields.text is None else _full_text(row, fields.text),
-            prompt=None if fields.prompt is None else _text(row, fields.prompt),
-            response=None if fields.response is None else _full_text(row, fields.response),
-            key=None if fields.id is None else _key(row, fields.id),
-            label=None if fields.label is None else _label(row, fields.label),
-            meta=meta,
-            source=row.source,
-            row=row.row,
-        )
-    except _BadValueError as error:
-        return BadRow(row.source, row.row, str(error), _excerpt(row))
+    """The sample of a row that holds one, or the bad row that says why it holds none."""
+    found = to_samples(row, fields)
+    if isinstance(found, BadRow):
+        return found
+    [sample] = found
+    return sample
 
 
-def _excerpt(row: Row) -> str:
-    try:
-        return excerpt_of(json.dumps(row.columns, ensure_ascii=False, default=str))
-    except RecursionError:  # what json could just read at one depth of calls, it may not write at another
-        return excerpt_of(", ".join(row.columns))
+def _sample(row: Row, fields: Fields, content: dict[str, Any]) -> Sample:
+    """A sample of the row: its content, and what describes it."""
+    roles = {getattr(fields, role) for role in
+             ("text", "prompt", "response", "messages", "chosen", "rejected", "id", "label")}  # fmt: skip
+    if content.get("tools"):
+        roles.add(_TOOLS)
+    meta = {name: value for name, value in row.columns.items() if name not in roles}
+    for name, value in meta.items():
+        check_storable(name, name)
+        check_storable(name, value)
+    key = None if fields.id is None else _key(row, fields.id)
+    label = None if fields.label is None else _label(row, fields.label)
+    if pair := content.get("pair"):
+        content["pair"] = pair = (pair[0] if key is None else key, pair[1])
+        key = None if key is None else f"{key}/{pair[1]}"
+        names = ("curator_pair", "curator_side") if {"pair", "side"} & meta.keys() else ("pair", "side")
+        meta |= dict(zip(names, pair, strict=True))
+    return Sample(**content, key=key, label=label, meta=meta, source=row.source, row=row.row)
+
+
+def _content(row: Row, fields: Fields) -> dict[str, Any]:
+    """What the model reads of the row."""
+    if fields.messages is not None:
+        messages = parse_messages(fields.messages, _value(row, fields.messages))
+        return {"messages": messages, "tools": _tools(row)}
+    if fields.text is not None:
+        return {"text": _full_text(row, fields.text)}
+    assert fields.prompt is not None, "use settle_fields or check_fields"
+    assert fields.response is not None, "use settle_fields or check_fields"
+    if fields.shape == "chat":
+        return {"messages": _turns(row, fields.prompt, fields), "tools": _tools(row)}
+    prompt, response = _prompt(row, fields.prompt, fields), _full_text(row, fields.response)
+    return {"text": prompt + response} if fields.shape == "text" else {"prompt": prompt, "response": response}
+
+
+def _prompt(row: Row, name: str, fields: Fields) -> str:
+    """The prompt, with an instruction's input where it has any."""
+    prompt = _text(row, name)
+    given = None if fields.input is None else row.columns.get(fields.input)
+    if given is None or given == "":
+        return prompt
+    return prompt + INPUT_BREAK + _text(row, str(fields.input))
+
+
+def _turns(row: Row, name: str, fields: Fields) -> list[Message]:
+    """A prompt and a response as turns; either may be turns already."""
+    turns: list[Message] = []
+    sides: list[tuple[str, str, Callable[[], str]]] = [
+        ("user", name, lambda: _prompt(row, name, fields)),
+        ("assistant", str(fields.response), lambda: _text(row, str(fields.response))),
+    ]
+    for role, column, text in sides:
+        if looks_like_messages(_value(row, column)):
+            turns += parse_messages(column, row.columns[column])
+        else:
+            said = text()
+            if not said.strip():
+                raise BadValueError(f'empty turn: field "{column}" holds nothing but whitespace')
+            turns.append({"role": role, "content": said})
+    return turns
+
+
+def _tools(row: Row) -> list[dict[str, Any]] | None:
+    tools = parse_tools(row.columns.get(_TOOLS))
+    check_storable(_TOOLS, tools)
+    return tools
 
 
 def _value(row: Row, name: str) -> Any:
     if name not in row.columns:
         names = ", ".join(f'"{excerpt_of(column)}"' for column in list(row.columns)[:10])
-        raise _BadValueError(f'no field "{name}": the row has {names or "no fields"}')
+        raise BadValueError(f'no field "{name}": the row has {names or "no fields"}')
     return row.columns[name]
 
 
 def _text(row: Row, name: str) -> str:
     value = _value(row, name)
     if not isinstance(value, str):
-        raise _BadValueError(f'field "{name}" is not text: it is {_kind(value)}')
-    _check_storable(name, value)
+        raise BadValueError(f'field "{name}" is not text: it is {kind_of(value)}')
+    check_storable(name, value)
     return value
 
 
 def _full_text(row: Row, name: str) -> str:
     value = _text(row, name)
     if not value.strip():
-        raise _BadValueError(f'empty text: field "{name}" holds nothing but whitespace')
+        raise BadValueError(f'empty text: field "{name}" holds nothing but whitespace')
     return value
 
 
 def _key(row: Row, name: str) -> str:
     value = _value(row, name)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _BadValueError(f'field "{name}" is not an id: it is {_kind(value)}, and an id is text or an integer')
+        raise BadValueError(f'field "{name}" is not an id: it is {kind_of(value)}, and an id is text or an integer')
     key = str(value)
     if not key.strip():
-        raise _BadValueError(f'empty id: field "{name}" holds nothing but whitespace')
-    _check_storable(name, key)
+        raise BadValueError(f'empty id: field "{name}" holds nothing but whitespace')
+    check_storable(name, key)
     return key
 
 
@@ -119,37 +155,7 @@ def _label(row: Row, name: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, list | dict):
-        raise _BadValueError(f'field "{name}" is not a label: it is {_kind(value)}, and a label is text or a number')
+        raise BadValueError(f'field "{name}" is not a label: it is {kind_of(value)}, and a label is text or a number')
     label = value if isinstance(value, str) else json.dumps(value)
-    _check_storable(name, label)
+    check_storable(name, label)
     return label
-
-
-def _kind(value: Any) -> str:
-    return "binary data" if is_dropped_bytes(value) else _KINDS.get(type(value), "text")
-
-
-def _check_storable(name: str, value: Any, depth: int = 0) -> None:
-    """Refuse, rather than alter, what a database cannot store: PostgreSQL has no NUL, UTF-8 no lone surrogate."""
-    if depth > MAX_META_DEPTH:
-        raise _BadValueError(f'field "{excerpt_of(name)}" is nested more than {MAX_META_DEPTH} levels deep')
-    if isinstance(value, str):
-        if "\0" in value:
-            raise _BadValueError(f'field "{excerpt_of(name)}" holds a NUL character')
-        if not value.isascii() and not _is_unicode(value):
-            raise _BadValueError(f'field "{excerpt_of(name)}": text is not valid Unicode (a lone surrogate)')
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_storable(name, key, depth + 1)
-            _check_storable(name, item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_storable(name, item, depth + 1)
-
-
-def _is_unicode(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -2,38 +2,50 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from curator.errors import UsageError
 from curator.sources import streams
+from curator.sources.bookmark import ChangedSourceError, Reached, is_due
 from curator.sources.excerpt import excerpt_of
-from curator.sources.paths import DataFormat
 from curator.sources.plain import finite
-from curator.types import BadRow, Row
+from curator.sources.source import Source
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["read_json_lines"]
 
 _KINDS = {str: "a string", bool: "true or false", int: "a number", float: "a number", list: "an array"}
 
 
-def read_json_lines(path: Path, data_format: DataFormat, source: str) -> Iterator[Row | BadRow]:
+def read_json_lines(source: Source, start: Mark, reached: Reached, is_growing: bool) -> Iterator[Row | BadRow]:
     """The objects of the file. `row` is the index of the line; blank lines are skipped, but numbered.
 
     Raises UsageError where a .json file holds one document (an array, an object over several lines) and not lines.
     """
-    with streams.open_stream(path, data_format.compression) as stream:
-        is_first = True
-        for number, line in enumerate(streams.read_lines(stream)):
-            stripped = line.strip()
-            if not stripped:
-                continue
-            if is_first and data_format.suffix == ".json":
-                _check_is_lines(path, stripped)
-            is_first = False
-            yield parse_line(source, number, line)
+    with streams.open_stream(source) as stream:
+        lines = streams.Lines(stream)
+        if start.row and not lines.skip(start.offset, start.digest):
+            raise ChangedSourceError
+        reached(start)
+        mark, number, is_first = start, start.row, start.row == 0
+        for line in lines.read():
+            if lines.is_open and is_growing:
+                break
+            if stripped := line.strip():
+                if is_first and source.format.suffix == ".json":
+                    _check_is_lines(source, stripped)
+                is_first = False
+                yield parse_line(source.location, number, line)
+            number += 1
+            if is_due(number, lines.offset, mark) and not lines.is_open:
+                mark = Mark(number, *lines.ended())
+                reached(mark)
+        is_left = lines.is_open and is_growing
+        num_ended = number - (lines.is_open and not is_left)
+        reached(Mark(num_ended, *lines.ended(), whole=None if is_left else lines.digest()))
 
 
-def _check_is_lines(path: Path, first: bytes) -> None:
+def _check_is_lines(source: Source, first: bytes) -> None:
     """The first line of a document shows what it is: an array opens with [, a pretty-printed object has { alone."""
     if first.startswith(b"["):
         what, query = "one JSON array", ".[]"
@@ -41,10 +53,10 @@ def _check_is_lines(path: Path, first: bytes) -> None:
         what, query = "one JSON object over several lines", "."
     else:
         return
-    target = path.with_suffix(".jsonl").name
+    target = PurePosixPath(source.name).with_suffix(".jsonl")
     raise UsageError(
-        f"{path} holds {what}, and JSON lines are needed (one object per line): "
-        f"convert it with `jq -c '{query}' {path.name} > {target}`"
+        f"{source} holds {what}, and JSON lines are needed (one object per line): "
+        f"convert it with `jq -c '{query}' {source.name} > {target}`"
     )
 
 

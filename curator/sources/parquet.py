@@ -1,35 +1,56 @@
-"""Parquet: record batches of a few rows, every value as plain JSON."""
+"""Parquet: record batches of a few rows, every value as plain JSON; row groups that are known are not read."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curator.sources.bookmark import Reached, digest_of, is_due
 from curator.sources.excerpt import excerpt_of
 from curator.sources.header import check_header
 from curator.sources.plain import plain
+from curator.sources.source import Source
 from curator.sources.streams import damage_as_usage_error
-from curator.types import BadRow, Row
+from curator.types import BadRow, Mark, Row
 
-__all__ = ["read_parquet"]
+__all__ = ["batch_rows", "read_parquet"]
 
 _BATCH_ROWS = 64  # few, since one row may hold an image
 _BUFFER_BYTES = 1 << 20
 
 
-def read_parquet(path: Path, source: str) -> Iterator[Row | BadRow]:
-    """The rows of the file, numbered over all row groups.
+def read_parquet(source: Source, start: Mark, reached: Reached, is_growing: bool) -> Iterator[Row | BadRow]:
+    """The rows of the file, numbered over all row groups; those before `start` lie in groups that are not read.
 
     Raises UsageError for two columns of one name, and, after the rows before it, for a damaged page.
     """
-    number = 0
     # With a buffer size, column chunks are streamed; without it, whole row groups are held.
-    with damage_as_usage_error(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-        check_header(path, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-            yield from _batch_rows(_without_nanoseconds(batch), source, number)
+    with (
+        damage_as_usage_error(source),
+        source.file.open() as raw,
+        pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
+    ):
+        check_header(source.location, file.schema_arrow.names)
+        groups, number = _groups_from(file.metadata, start.row)
+        reached(start)
+        mark = start
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
+            new = batch.slice(max(0, start.row - number))
+            yield from batch_rows(new, source.location, number + batch.num_rows - new.num_rows)
             number += batch.num_rows
+            if is_due(number, 0, mark):
+                mark = Mark(number)
+                reached(mark)
+    reached(Mark(number, whole=digest_of(source) if source.is_local else b""))
+
+
+def _groups_from(metadata: pq.FileMetaData, row: int) -> tuple[list[int], int]:
+    """The row groups that hold `row` and what comes after it, and the number of the first row in them."""
+    first, number = 0, 0
+    while first < metadata.num_row_groups and number + metadata.row_group(first).num_rows <= row:
+        number += metadata.row_group(first).num_rows
+        first += 1
+    return list(range(first, metadata.num_row_groups)), number
 
 
 def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -47,7 +68,9 @@ def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _batch_rows(batch: pa.RecordBatch, source: str, start: int) -> Iterator[Row | BadRow]:
+def batch_rows(batch: pa.RecordBatch, source: str, start: int) -> Iterator[Row | BadRow]:
+    """The rows of a batch as plain JSON values, numbered from `start`."""
+    batch = _without_nanoseconds(batch)
     try:
         records = batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):

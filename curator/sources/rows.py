@@ -1,35 +1,48 @@
-"""One file becomes rows, whatever its format."""
+"""One source becomes rows, whatever its format."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from curator.errors import UsageError
+from curator.sources.arrow import read_arrow
+from curator.sources.bookmark import ChangedSourceError, Reached
 from curator.sources.csv_records import read_csv
 from curator.sources.json_lines import read_json_lines
 from curator.sources.parquet import read_parquet
-from curator.sources.paths import SUFFIXES, data_format
-from curator.types import BadRow, Row
+from curator.sources.source import Source, local_source
+from curator.types import BadRow, Mark, Row
 
 __all__ = ["read_rows"]
 
+_READERS = {"json": read_json_lines, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow}
+_START = Mark()
 
-def read_rows(path: Path) -> Iterator[Row | BadRow]:
-    """The rows of one data file in order, in memory that does not grow with the file.
 
-    `source` is the absolute path. `row` counts from 0: lines of a JSON lines file (blank ones are skipped, but
-    numbered), records after the header of a CSV file, rows of a Parquet file. Values are plain JSON values without
-    NaN. A row that cannot be read is a BadRow, and the rest of the file goes on.
+def read_rows(
+    source: Source | Path,
+    *,
+    start: Mark = _START,
+    reached: Reached = lambda mark: None,
+    is_growing: bool = False,
+) -> Iterator[Row | BadRow]:
+    """The rows of one source in order, in memory that does not grow with it.
+
+    `source` of a row is the location. `row` counts from 0: lines of a JSON lines file (blank ones are skipped, but
+    numbered), records after the header of a CSV file, rows of a Parquet or Arrow file. Values are plain JSON values
+    without NaN. A row that cannot be read is a BadRow, and the rest of the file goes on.
+
+    Reading begins at `start`, or at the first row where what lies before `start` has changed; `reached` is told where
+    it began, how far it has come every few rows, and the end. `is_growing` leaves a last line without its end unread.
 
     Raises UsageError for an unknown suffix, for a header that is not usable, and, after the rows that could be read,
     for a damaged or truncated file; NotFoundError for a missing one.
     """
-    path = Path(os.path.abspath(path))
-    kind = data_format(path)
-    if kind is None:
-        raise UsageError(f"{path} has a suffix that is not read: expected one of {SUFFIXES}")
-    if kind.name == "parquet":
-        return read_parquet(path, path.as_posix())
-    if kind.name == "csv":
-        return read_csv(path, kind, path.as_posix())
-    return read_json_lines(path, kind, path.as_posix())
+    known = local_source(source) if isinstance(source, Path) else source
+    return _read(known, start, reached, is_growing)
+
+
+def _read(source: Source, start: Mark, reached: Reached, is_growing: bool) -> Iterator[Row | BadRow]:
+    read = _READERS[source.format.name]
+    try:
+        yield from read(source, start, reached, is_growing)
+    except ChangedSourceError:
+        yield from read(source, _START, reached, is_growing)

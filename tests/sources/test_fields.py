@@ -1,5 +1,6 @@
 """Columns get their meaning; what has none is quarantined with a reason."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from curator.errors import UsageError
 from curator.sources import check_fields, to_sample
-from curator.sources.fields import MAX_META_DEPTH
+from curator.sources.values import MAX_META_DEPTH
 from curator.types import BadRow, Fields, Row, Sample
 
 TEXT = Fields(text="text")
@@ -149,9 +150,9 @@ def test_whatever_becomes_a_sample_can_be_stored(columns: dict[str, Any], fields
 
 
 def test_no_choice_means_the_field_text() -> None:
-    assert check_fields(Fields(id="i", label="l")) == Fields(text="text", id="i", label="l")
-    assert check_fields(PAIR) is PAIR
-    assert check_fields(FULL) is FULL
+    assert check_fields(Fields(id="i", label="l")) == Fields(text="text", id="i", label="l", shape="text")
+    assert check_fields(PAIR) == dataclasses.replace(PAIR, shape="prompt")
+    assert check_fields(FULL) == dataclasses.replace(FULL, shape="text")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from curator import sources
 from curator.errors import NotFoundError, UsageError
-from curator.sources import resolve
-from curator.sources.paths import DataFormat, data_format
+from curator.sources.formats import DataFormat, data_format
+
+
+def resolve(data: Any) -> list[Path]:
+    return [Path(source.location) for source in sources.resolve(data)]
 
 
 def touch(root: Path, *names: str) -> None:
@@ -28,6 +33,8 @@ def touch(root: Path, *names: str) -> None:
         ("a.tsv", DataFormat("csv", ".tsv")),
         ("a.parquet", DataFormat("parquet", ".parquet")),
         ("a.parquet.gz", None),
+        ("a.arrow", DataFormat("arrow", ".arrow")),
+        ("a.Feather", DataFormat("arrow", ".feather")),
         ("a.txt", None),
         ("jsonl", None),
     ],
