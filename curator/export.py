@@ -1,15 +1,16 @@
-"""Values on disk: JSON lines or Parquet, streamed, and either whole or absent."""
+"""Results on disk, streamed, and either whole or absent: values as JSON lines or Parquet, any other file as well."""
 
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from curator.errors import CuratorError, UsageError
 
-__all__ = ["in_portions", "write_jsonl", "write_values"]
+__all__ = ["check_place", "in_portions", "replacing", "write_jsonl", "write_values"]
 
 _ROW_GROUP = 65_536
 T = TypeVar("T")
@@ -18,34 +19,48 @@ T = TypeVar("T")
 def write_values(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Writes rows of id, key and value to a .jsonl or .parquet file and returns their number.
 
-    The file is written beside its place and renamed into it at the end. Raises UsageError for another suffix and
-    CuratorError where the directory cannot be written.
+    Raises UsageError for another suffix, and as `replacing` does.
     """
     writers = {".jsonl": _write_jsonl, ".parquet": _write_parquet}
     if path.suffix not in writers:
         raise UsageError(f"--out {path}: write to a file that ends in {' or '.join(writers)}")
-    return _replaced(path, rows, writers[path.suffix])
+    with replacing(path) as beside:
+        return writers[path.suffix](beside, rows)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Writes any rows to a .jsonl file, as `write_values` does."""
     if path.suffix != ".jsonl":
         raise UsageError(f"--out {path}: write to a file that ends in .jsonl")
-    return _replaced(path, rows, _write_jsonl)
+    with replacing(path) as beside:
+        return _write_jsonl(beside, rows)
 
 
-def _replaced(
-    path: Path, rows: Iterable[dict[str, Any]], write: Callable[[Path, Iterable[dict[str, Any]]], int]
-) -> int:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def check_place(path: Path) -> None:
+    """Raises UsageError where no file can be: asked before the work whose result goes there."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
+    if path.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a directory; name a file")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to. Complete and on disk it takes the place of `path`; after a failure it is gone.
+
+    Raises UsageError as `check_place` does, and CuratorError for what the system refuses.
+    """
+    check_place(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        count = write(temporary, rows)
-        os.replace(temporary, path)
+        yield beside
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
     except OSError as error:
         raise CuratorError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    return count
+        beside.unlink(missing_ok=True)
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -53,8 +68,6 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     with path.open("w", encoding="utf-8") as file:
         for count, row in enumerate(rows, start=1):  # noqa: B007 (the count is the result)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     return count
 
 

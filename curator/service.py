@@ -346,9 +346,11 @@ class Curator:
         datasets.load_dataset, with a manifest. Raises UsageError, FilterError, and as `queries` does.
         """
         from curator.query import parts_of, read_queries
-        from curator.select import Limits, select, write_selection
+        from curator.select import Limits, check_out, select, write_selection
 
         limits = Limits(ratio, count, budget_tokens, min_value, min_percentile, each, by)
+        if out is not None:
+            check_out(Path(out))
         given, asked, options = parts_of({**question})
         query = next(read_queries(given, self._known_fields))
         with self._asking(asked.space, asked.model, asked.adapter) as answering:
@@ -358,7 +360,7 @@ class Curator:
             if out is None:
                 return selection
             session, space = answering.session, answering.space
-            write_selection(session, space, selection, Path(out), inputs=given.data, command=command)
+            write_selection(session, space, selection, Path(out), files=given.data, saved=query.saved, command=command)
             return dataclasses.replace(selection, out=str(out))
 
     def evaluate(

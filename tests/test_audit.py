@@ -274,7 +274,7 @@ def test_nothing_found_is_nothing_done(run: Any, copied: Curator, tmp_path: Path
         (lambda c, f: c.audit_mislabeled(f, label_field="id", **FIELDS), UsageError, "no usable row of any"),
         (lambda c, f: c.audit_mislabeled(f, by="none", **FIELDS), UsageError, "no sample has a field 'none'"),
         (lambda c, f: c.audit_mislabeled("gone.jsonl", **LABELLED), NotFoundError, "gone.jsonl"),
-        (lambda c, f: c.audit_mislabeled(where="id < 0"), UsageError, "no sample has a label"),
+        (lambda c, f: c.audit_mislabeled(where="id < 0"), UsageError, "no sample matches the filter"),
         (lambda c, f: c.audit_mislabeled(where="id = 1"), UsageError, "every group holds one sample"),
         (lambda c, f: c.audit_mislabeled(where="x = 1"), FilterError, "unknown field"),
         (lambda c, f: c.audit_mislabeled(method="other"), UsageError, "method 'other'"),

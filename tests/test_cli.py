@@ -12,7 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from curator import Curator, demo
+from curator.cli.ingest import _Reporter
 from curator.cli.main import cli
+from curator.ingest.report import Progress
 from curator.metadata import database
 from curator.store import Store
 from tests.stores import CORPUS, FIELDS, QUESTION, SIZE, add, write_jsonl
@@ -310,3 +312,17 @@ def test_an_interrupted_ingest_says_that_it_can_go_on(tmp_path: Path, run: Run, 
     with Curator.open(tmp_path / "s", device="cpu") as curator:
         assert curator.ingest(data, dataset="d", **FIELDS).added == 5
         assert len(list(curator.values(**QUESTION))) == 5 < SIZE
+
+
+def test_the_rate_of_an_ingest_is_that_of_its_phase(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    """Not of the calibration before it, nor of the first batch, whose time nobody has measured."""
+    times = iter((0.0, 20.0, 60.0, 80.0))
+    monkeypatch.setattr("curator.cli.ingest.time.monotonic", lambda: next(times))
+    reporter = _Reporter(quiet=False)
+    for phase, samples in (("calibrating", 0), ("ingesting", 32), ("ingesting", 72)):
+        reporter(Progress(phase, 100, 132, samples, 10 * samples, 0, 100 - samples))
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrating: 0 of 132 rows",
+        "ingesting: 32 of 132 rows",
+        "ingesting: 72 of 132 rows, 2.0 samples/s, 20 tokens/s, about 30 s left",
+    ]

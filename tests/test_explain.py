@@ -89,6 +89,8 @@ def test_a_mean_is_split_over_its_samples(asked: Curator) -> None:
     expected = sorted((value / len(each) for value in each), key=abs, reverse=True)
     assert [part.value for part in found.query_samples] == pytest.approx(expected[: len(found.query_samples)], rel=1e-3)
     assert sum(token.value for token in found.tokens) == pytest.approx(found.value, rel=1e-4)
+    assert found.not_shown == pytest.approx(sum(expected[len(found.query_samples) :]), rel=1e-3)
+    assert parts(found)[1] + found.not_shown + found.rest == pytest.approx(found.value, rel=1e-6)
 
 
 def one_by_one() -> list[dict[str, Any]]:
@@ -143,8 +145,32 @@ def test_the_command_line_says_the_same_and_writes_a_page(run: Any, asked: Curat
     assert run("explain", KEY, *store, *question, "--html", str(page))[0] == 0
     assert "<html" in page.read_text()
     assert "http" not in page.read_text()  # it stands alone
+    code, out, _ = run("explain", KEY, *store, *question, "--html", str(page), "--json")
+    assert (code, json.loads(out)["sample"]["key"]) == (0, KEY)
     code, _, err = run("explain", "nothing", *store, *question)
     assert (code, "no sample with key or id 'nothing'" in err) == (4, True)
+
+
+def test_a_page_is_whole_or_what_was_there(
+    run: Any, asked: Curator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "why.html"
+    page.write_text("before")
+    arguments = ["explain", KEY, "--store", str(asked.path), "--prompt", "a", "--response", " b", "--html"]
+    write = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> None:
+        write(path, text[: len(text) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_text", full)
+        code, _, err = run(*arguments, str(page))
+    assert (code, "cannot be written: No space left" in err) == (1, True)
+    assert page.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["why.html"]
+    code, _, err = run(*arguments, str(tmp_path / "no" / "why.html"))
+    assert (code, "there is no directory" in err, "make it first" in err) == (2, True, True)
 
 
 def test_a_hostile_text_is_shown_as_text(run: Any, empty: Curator, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_what_is_saved_is_listed_replaced_and_deleted(saved: Curator) -> None:
     assert len(list((saved.path / "queries").iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["", "a-b", "1a", "a b", "../x", "a" * 300])
+@pytest.mark.parametrize("name", ["", "a-b", "1a", "a b", "../x", "a" * 300, "not", "None", "\ufb01t"])
 def test_a_name_must_fit_into_an_expression(copied: Curator, name: str) -> None:
     with pytest.raises(UsageError, match="letters, digits and _"):
         copied.save_query(name, **QUESTION)

@@ -1,7 +1,9 @@
 """A selection is what sorting by value gives, within its limits; its export is the original rows, value and rank."""
 
 import json
+import os
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,11 @@ def test_a_diverse_selection_follows_the_query_better_than_the_most_helpful(aske
     assert asked.select(count=12, diverse=True, seed=7, **VALIDATION).how["seed"] == 7
 
 
+def test_a_query_unlike_the_corpus_is_called_out_with_what_helps_here(asked: Curator) -> None:
+    strange = asked.select(count=3, prompt="zzz", response=" %%@@ qq")
+    assert any("the sketch sees only" in note and "curator query --exact" in note for note in strange.notes)
+
+
 def _queries() -> Any:
     from curator.query import parts_of, read_queries
 
@@ -184,6 +191,22 @@ def test_an_export_is_the_original_rows_with_value_and_rank(asked: Curator, name
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_manifest_tells_saved_queries_from_others_of_the_same_name(copied: Curator, tmp_path: Path) -> None:
+    def asked_with(name: str, expr: str) -> list[dict[str, Any]]:
+        copied.select(count=2, expr=expr, out=tmp_path / name)
+        return list(json.loads(manifest_of(tmp_path / name).read_text())["saved_queries"])
+
+    copied.save_query("good", **VALIDATION)
+    copied.save_query("one", **QUESTION)
+    good, one = asked_with("first", "good - 0.5 * one")
+    assert (good["name"], good["factor"], one["name"], one["factor"]) == ("good", 1.0, "one", -0.5)
+    assert one["query"]["prompt"] == QUESTION["prompt"]
+    copied.save_query("one", replace=True, prompt="Which city?", response=" Ottawa")
+    again, other = asked_with("second", "good - 0.5 * one")
+    assert again == good
+    assert other["sha256"] != one["sha256"]
+
+
 MIXED = [
     {"question": "2+2", "reply": " 4", "value": 5, "odd": 1, "nested": {"a": [1, 2]}},
     {"question": "3+3", "reply": " 6", "value": 6, "odd": "text", "nested": {"b": None}, "late": 0.5},
@@ -229,8 +252,47 @@ def test_what_was_there_stays_until_the_new_is_whole(
         asked.select(count=3, out=tmp_path / "there", **QUESTION)
     with pytest.raises(UsageError, match=r"ends in .jsonl or .parquet"):
         asked.select(count=3, out=tmp_path / "out.txt", **QUESTION)
-    with pytest.raises(CuratorError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"cannot be written: there is no directory .*such; make it first"):
         asked.select(count=3, out=tmp_path / "no" / "such" / "out.jsonl", **QUESTION)
+    (tmp_path / "there.jsonl").mkdir()
+    with pytest.raises(UsageError, match="cannot be written: it is a directory"):
+        asked.select(count=3, out=tmp_path / "there.jsonl", **QUESTION)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_wherever_it_is_cut_off_no_manifest_tells_of_other_data(
+    asked: Curator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, renames: int
+) -> None:
+    """An export over a former one, stopped after so many files have taken their places."""
+    out = tmp_path / name
+    asked.select(count=3, out=out, **QUESTION)
+    replace, done = os.replace, 0
+
+    def stopped(source: Path, target: Path) -> None:
+        nonlocal done
+        if done == renames:
+            raise KeyboardInterrupt
+        done += 1
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", stopped)
+    with nullcontext() if renames == 2 else pytest.raises(KeyboardInterrupt):
+        asked.select(count=4, out=out, **QUESTION)
+    assert len(read(out)) == (4 if renames else 3)
+    manifest = manifest_of(out)
+    assert manifest.exists() == (renames == 2)
+    assert not manifest.exists() or json.loads(manifest.read_text())["files"][0]["sha256"] == hash_file(out)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    asked: Curator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curator.query.answer.Answering.prepare", lambda *_, **__: pytest.fail("asked the model"))
+    for name in ("no/out.jsonl", "out.txt", "."):
+        with pytest.raises(UsageError):
+            asked.select(count=3, out=tmp_path / name, **QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -246,11 +308,20 @@ def test_what_was_there_stays_until_the_new_is_whole(
         ({"by": "label"}, "go together"),
         ({"each": 3}, "go together"),
         ({"by": "nothing", "each": 3}, "no sample has this field"),
+        ({"count": 3, "diverse": True, "seed": -1}, "--seed must be at least 0"),
+        ({"by": "tag", "each": 3}, "several, so that they make no groups"),
     ],
 )
 def test_limits_that_are_none_are_refused(asked: Curator, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         asked.select(**options, **QUESTION)
+
+
+def test_a_limit_beyond_any_corpus_takes_all(asked: Curator) -> None:
+    huge = 10**23
+    for limits in ({"count": huge}, {"budget_tokens": huge}, {"by": "label", "each": huge}):
+        for diverse in (False, True):
+            assert len(asked.select(diverse=diverse, **limits, **QUESTION).ids) == SIZE
 
 
 def test_a_filter_that_admits_nothing_selects_nothing(asked: Curator, tmp_path: Path) -> None:
@@ -293,3 +364,13 @@ def test_what_an_older_store_did_not_note_has_our_names(copied: Curator, tmp_pat
     copied.select(count=2, out=tmp_path / "two.jsonl", **QUESTION)
     assert read(tmp_path / "two.jsonl")[0].keys() >= {"prompt", "response", "id", "label", "value", "rank"}
     assert NAMED["label_field"] not in read(tmp_path / "two.jsonl")[0]
+
+
+def test_bars_and_counts_fit_a_narrow_terminal(run: Any, asked: Curator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, _ = run("select", "--store", str(asked.path), "--prompt", "a", "--response", " b", "--count", "5",
+                       "--dry-run")  # fmt: skip
+    shown = out[out.index("values: taken among all") :].splitlines()[1:-1]
+    assert code == 0
+    assert len(shown) == 20  # one line a bin: none is folded
+    assert max(line.count("░") + line.count("█") for line in shown) == 24

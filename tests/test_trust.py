@@ -1,6 +1,7 @@
 """What is said of an answer's trust holds: the bound always, the recall at least as often as claimed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy.stats import hypergeom
 from curator import Curator
 from curator.errors import UsageError
 from curator.query.answer import QueryOptions
-from curator.query.trust import CONFIDENCE, Bounds, bounds_of, check_end
+from curator.query.trust import CONFIDENCE, Bounds, Trust, bounds_of, check_end
 from curator.value import DEFAULT_DAMPING, METHODS, Method
 from index.intervals import Stratum, most_in, most_in_all
 from tests.stores import CORPUS, NAMED, QUESTION, SIZE, VALIDATION, add
@@ -168,3 +169,10 @@ def test_the_command_line_says_it_in_words(run: Any, asked: Curator) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
         asked.query(**QUESTION, trust=5, certify=5)
     assert json.loads(run(*arguments, "--json")[1])["how"]["trust"] is None
+
+
+def test_a_promise_of_nothing_is_not_called_certain() -> None:
+    few = Trust(10, 0, 0.0, 1.0, 30, 67, 20, 0, 0.1, 1.0, True)
+    assert few.describe("helpful").startswith("helpful: nothing can be promised of the 10 shown: of 67 samples")
+    some = replace(few, recall_at_least=0.8, confidence=0.95)
+    assert some.describe("helpful").startswith("helpful: at least 80% of the true 10 are shown, with 95% confidence")

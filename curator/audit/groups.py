@@ -20,7 +20,7 @@ class Groups:
     """The samples that have a group: ids int64 [N] ascending, codes int64 [N], and the groups' names by code."""
 
     def __init__(self, answering: Answering, by: str | None, where: str | None):
-        """Raises UsageError where no sample has one."""
+        """Raises UsageError where no sample has one, or none matches the filter."""
         found: dict[str, int] = {}
         ids, codes = [], []
         self.num_without = 0
@@ -32,6 +32,8 @@ class Groups:
                 continue
             ids.append(id_)
             codes.append(found.setdefault(name, len(found)))
+        if not ids and not self.num_without:
+            raise UsageError("no sample matches the filter" if where else "the space holds no sample")
         if not ids:
             field = "label" if by is None else f"field {by!r}"
             raise UsageError(f"no sample has a {field} to group by; give --by FIELD, a metadata field of your samples")

@@ -40,22 +40,26 @@ def explain(sample: str, store: str, device: str, html: str | None, as_json: boo
     them, and in what it got wrong. Both texts are shaded by their parts, and the largest pairs are listed with what the
     model had expected instead.
     """
+    from curator.export import check_place, replacing
     from curator.service import Curator
 
+    page = None if html is None else Path(html)
+    if page is not None:
+        check_place(page)
     with Curator.open(store, create=False, device=device) as curator:
         found = curator.explain(sample, pairs=pairs, **question)
     if as_json:
         click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
-        return
     from rich.console import Console
 
-    if html is None:
+    if page is not None:
+        console = Console(highlight=False, record=True, width=_HTML_WIDTH, file=io.StringIO())
+        _show(found, console)
+        with replacing(page) as beside:
+            beside.write_text(console.export_html(inline_styles=True), encoding="utf-8")
+        click.echo(f"curator: written to {html}", err=True)
+    elif not as_json:
         _show(found, Console(highlight=False))
-        return
-    console = Console(highlight=False, record=True, width=_HTML_WIDTH, file=io.StringIO())
-    _show(found, console)
-    Path(html).write_text(console.export_html(inline_styles=True), encoding="utf-8")
-    click.echo(f"curator: written to {html}", err=True)
 
 
 def _show(found: "Explanation", console: "Console") -> None:
@@ -72,7 +76,9 @@ def _show(found: "Explanation", console: "Console") -> None:
         console.print(_shaded(part.text, part.tokens))
     hidden = how["num_query_samples"] - len(found.query_samples)
     if hidden > 0:
-        console.print(f"\n{hidden:,} more samples of the query have smaller parts", style="dim")
+        console.print(
+            f"\n{hidden:,} more samples of the query have smaller parts, together {found.not_shown:.6g}", style="dim"
+        )
     if found.pairs:
         console.print()
         console.print(_pairs(found))

@@ -204,7 +204,8 @@ class _Reporter:
         self._quiet = quiet
         self._bar: Any = None
         self._task: Any = None
-        self._phase = ""
+        self._first: Any = None  # the first news of a phase: rate and time left are those of a phase
+        self._first_done = 0
         self._started = self._last = time.monotonic()
 
     def __enter__(self) -> "_Reporter":
@@ -235,32 +236,36 @@ class _Reporter:
                 click.echo(f"curator: reading as {printable(progress.reading)}", err=True)
             return
         now = time.monotonic()
-        if progress.phase != self._phase:  # rate and time left are those of a phase: calibration comes first
-            self._phase, self._started = progress.phase, now
-        rate = self._rate(progress, now)
         # Rows are read ahead of the model by up to a segment: what counts is what has passed the model or was known.
-        waiting = max(0, progress.waiting)
-        done = progress.rows - waiting
+        done = progress.rows - max(0, progress.waiting)
+        if self._first is None or progress.phase != self._first.phase:
+            self._first, self._first_done, self._started = progress, done, now
+        rate = self._rate(progress, now)
         if self._bar is not None:
             self._bar.update(
-                self._task, description=progress.phase, completed=done, total=progress.total_rows, rate=rate
+                self._task, description=progress.phase, completed=done, total=progress.total_rows, rate=rate[2:]
             )
         elif not self._quiet and now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
             click.echo(
-                f"{progress.phase}: {done:,}{self._of(progress)} rows, {rate}{self._eta(progress, done, now)}", err=True
+                f"{progress.phase}: {done:,}{self._of(progress)} rows{rate}{self._eta(progress, done, now)}", err=True
             )
 
     def _rate(self, progress: Any, now: float) -> str:
-        seconds = max(now - self._started, 1e-9)
-        return f"{progress.samples / seconds:,.1f} samples/s, {progress.tokens / seconds:,.0f} tokens/s"
+        """Since the first news of the phase, whose own samples took a time that nobody has measured."""
+        seconds, samples = now - self._started, progress.samples - self._first.samples
+        if not seconds or not samples:
+            return ""
+        tokens = progress.tokens - self._first.tokens
+        return f", {samples / seconds:,.1f} samples/s, {tokens / seconds:,.0f} tokens/s"
 
     @staticmethod
     def _of(progress: Any) -> str:
         return f" of {progress.total_rows:,}" if progress.total_rows else ""
 
     def _eta(self, progress: Any, done: int, now: float) -> str:
-        if not progress.total_rows or not done:
+        since = done - self._first_done
+        if not progress.total_rows or since <= 0:
             return ""
-        left = (now - self._started) / done * max(0, progress.total_rows - done)
+        left = (now - self._started) / since * max(0, progress.total_rows - done)
         return f", about {left:,.0f} s left"

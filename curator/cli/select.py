@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["select"]
 
-_BAR = 40
+_BAR = 40  # at most
+_BESIDE_BAR = 36  # columns for the value before a bar and the counts behind it
 _MOST_GROUPS = 30
 
 
@@ -92,8 +93,9 @@ def _show_histogram(histogram: dict[str, list[float]], console: Any) -> None:
     from rich.text import Text
 
     most = max(histogram["all"], default=0) or 1
+    width = max(1, min(_BAR, console.width - _BESIDE_BAR))
     console.print(Text("values: taken among all", style="bold"))
     for low, all_, taken in zip(histogram["edges"], histogram["all"], histogram["taken"], strict=False):
-        long, filled = (round(_BAR * count / most) for count in (all_, taken))
+        long, filled = (round(width * count / most) for count in (all_, taken))
         bar = Text(f"{low:>11.4g}  ").append("█" * filled, style="green").append("░" * (long - filled), style="dim")
         console.print(bar.append(f"  {int(taken):,} of {int(all_):,}" if all_ else "", style="dim"))

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from curator.errors import UsageError
 from curator.metadata.samples import COLUMNS, condition
 from curator.metadata.tables import Dataset, Sample
+from curator.metadata.where import Several
 
 __all__ = ["Traits", "traits_of"]
 
@@ -31,9 +32,16 @@ class Traits:
 
 
 def traits_of(session: Session, space_id: int, where: str | None, by: str | None) -> Traits:
-    """Of the samples that are not deleted and match the filter. Raises UsageError where none has the field `by`."""
+    """Of the samples that are not deleted and match the filter.
+
+    Raises UsageError where none has the field `by`, or where a sample can have several of it.
+    """
     is_column = by in COLUMNS
     group: Any = sa.literal(None) if by is None else COLUMNS[by] if is_column else Sample.meta
+    if isinstance(group, Several):
+        raise UsageError(
+            f"--by {by}: a sample can have several, so that they make no groups; take one with --where '{by} = \"...\"'"
+        )
     query = (
         sa.select(Sample.id, Sample.num_tokens, Dataset.name, Sample.label, group.label("group"))
         .join(Dataset, Sample.dataset_id == Dataset.id)

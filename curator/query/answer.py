@@ -390,8 +390,14 @@ class Answering:
         return [TokenValue(text, float(value)) for text, value in zip(texts, values, strict=True)]
 
     @staticmethod
-    def notes(query: Query, description: dict[str, Any], *, captured: float) -> list[str]:
-        """What a reader of any answer to the query should know of it, in words."""
+    def notes(
+        query: Query,
+        description: dict[str, Any],
+        *,
+        captured: float,
+        advice: str = "look deeper with --rerank 1000, or check with --exact",
+    ) -> list[str]:
+        """What a reader of any answer to the query should know of it, in words; `advice`: where the sketch is blind."""
         notes = [] if query.reading is None else [query.reading]
         if description["num_skipped"]:
             first = query.skipped[0].reason if query.skipped else "no counted token"
@@ -401,7 +407,7 @@ class Answering:
         if captured < _LOW_CAPTURED:
             notes.append(
                 f"the sketch sees only {captured:.0%} of this query: it is unlike the data that the space was "
-                "calibrated on; look deeper with --rerank 1000, or check with --exact"
+                f"calibrated on; {advice}"
             )
         return notes
 

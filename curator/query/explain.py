@@ -59,7 +59,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Explanation:
-    """value = sum of the tokens' parts + rest; on either side the tokens' parts have the same sum.
+    """value = sum of the tokens' parts + rest = sum of the query samples' parts + not_shown + rest.
 
     `rest` is what the stored factors of the sample leave out, zero up to rounding where the sample was run (`exact`).
     """
@@ -70,6 +70,7 @@ class Explanation:
     rest: float
     tokens: list[ExplainedToken]
     query_samples: list[ExplainedSample]  # those with the largest parts
+    not_shown: float  # the parts of the query's other samples, together
     pairs: list[Pair]  # those with the largest parts, among the query samples shown
     how: dict[str, Any]  # space, method, damping, tier, num_query_samples
 
@@ -103,11 +104,12 @@ def explain(
     states, labels, expected = _sample(answering, sample_id, exact=options.exact, with_cores=weights is not None)
     by_token = np.zeros(len(labels))
     best: list[tuple[float, int, _Part]] = []
+    not_shown = 0.0
     for number, part in enumerate(_parts(answering, query, states, weights, prepared, scale, exact=options.exact)):
         by_token += part.pairs.sum(1, dtype=np.float64)
         heapq.heappush(best, (abs(part.value), -number, part))
         if len(best) > NUM_QUERY_SAMPLES:
-            heapq.heappop(best)
+            not_shown += heapq.heappop(best)[2].value
     shown = [part for _, _, part in sorted(best, key=lambda item: item[:2], reverse=True)]
     value = answering.value_of(prepared, sample_id, exact=options.exact)
     row, dataset = rows_by_id(answering.session, [sample_id])[sample_id]
@@ -129,6 +131,7 @@ def explain(
             ExplainedSample(part.text, part.value, texts.tokens(part.labels, part.by_token, part.expected))
             for part in shown
         ],
+        not_shown=not_shown,
         pairs=_largest(shown, num_pairs),
         how={
             "space": answering.space.fingerprint,

@@ -5,7 +5,9 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from curator.errors import EmptyQueryError, IntegrityError, LockedError, UsageError
 from curator.metadata.saved_queries import delete_query, find_query, query_named, representation_of, saved_queries
@@ -29,7 +31,9 @@ def save_query(answering: "Answering", name: str, query: Query, *, is_replaced: 
     Raises UsageError for a name that is no identifier or is taken, and as a query does.
     """
     session = answering.session
-    if not name.isidentifier() or len(name) > 200:
+    # An expression is parsed as Python's are: no word of its own, and every name in its NFKC form.
+    is_name = name.isidentifier() and not iskeyword(name) and normalize("NFKC", name) == name
+    if not is_name or len(name) > 200:
         raise UsageError(f"a saved query's name is letters, digits and _, as in an expression; got {name!r}")
     former = query_named(session, name)
     if former is not None and not is_replaced:

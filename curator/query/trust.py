@@ -91,12 +91,16 @@ class Trust:
                 f"{end}: {self.certain} of the {self.shown} shown are certain; {self.in_doubt:,} samples that were not "
                 f"run could still belong by the bound ({self.run:,} run; --certify with a higher limit goes on)"
             )
-        how_sure = f"with {self.confidence:.0%} confidence" if self.confidence < 1 else "certainly"
-        return (
-            f"{end}: at least {self.recall_at_least:.0%} of the true {self.shown} are shown, {how_sure}: of "
-            f"{self.in_doubt:,} samples that could belong by the bound {self.drawn:,} random ones were run, "
+        seen = (
+            f"of {self.in_doubt:,} samples that could belong by the bound {self.drawn:,} random ones were run, "
             f"{self.above} had a higher value than the last shown"
         )
+        if not self.recall_at_least:
+            return (
+                f"{end}: nothing can be promised of the {self.shown} shown: {seen}; --trust with more of them can tell"
+            )
+        how_sure = f"with {self.confidence:.0%} confidence" if self.confidence < 1 else "certainly"
+        return f"{end}: at least {self.recall_at_least:.0%} of the true {self.shown} are shown, {how_sure}: {seen}"
 
 
 def bounds_of(

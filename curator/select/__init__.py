@@ -2,6 +2,6 @@
 
 from curator.select.choose import Limits
 from curator.select.selection import Selection, select
-from curator.select.write import write_selection
+from curator.select.write import check_out, write_selection
 
-__all__ = ["Limits", "Selection", "select", "write_selection"]
+__all__ = ["Limits", "Selection", "check_out", "select", "write_selection"]

@@ -128,7 +128,8 @@ def _most(candidates: Candidates, limits: Limits) -> int:
     if limits.ratio is not None:
         most = min(most, max(1, round(limits.ratio * len(candidates))))
     if limits.each is not None:
-        most = min(most, int(np.minimum(np.bincount(candidates.groups), limits.each).sum()))
+        each = min(limits.each, len(candidates))  # so that it fits numpy's integers
+        most = min(most, int(np.minimum(np.bincount(candidates.groups), each).sum()))
     if limits.budget_tokens is not None:
         fitting = np.cumsum(np.sort(candidates.num_tokens)) <= limits.budget_tokens
         most = min(most, int(fitting.sum()))

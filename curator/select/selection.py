@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from curator.errors import UsageError
 from curator.metadata.traits import Traits, traits_of
 from curator.query.answer import Answering, QueryOptions
 from curator.query.inputs import Query
@@ -48,7 +49,12 @@ def select(
     seed: int,
     on_progress: Callable[[int], None],
 ) -> Selection:
-    """Selects by the sketch's values, from one streaming scan; memory grows by some 50 bytes a sample."""
+    """Selects by the sketch's values, from one streaming scan; memory grows by some 50 bytes a sample.
+
+    Raises UsageError for a seed below 0, and as `traits_of` does.
+    """
+    if seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {seed}")
     started = time.perf_counter()
     prepared, description = answering.prepare(query, options.method, options.damping)
     traits = traits_of(answering.session, answering.space.id, options.where, limits.by)
@@ -94,7 +100,12 @@ def select(
         counts=counts,
         groups=_groups(traits, values, taken),
         histogram=_histogram(values, taken),
-        notes=answering.notes(query, description, captured=prepared.captured),
+        notes=answering.notes(
+            query,
+            description,
+            captured=prepared.captured,
+            advice="a selection goes by the sketch alone: compare its head with curator query --exact",
+        ),
     )
 
 

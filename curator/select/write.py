@@ -8,8 +8,9 @@ any other name              a directory as the Hugging Face hub lays datasets ou
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,23 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, UsageError
-from curator.export import in_portions
+from curator.export import check_place, in_portions, replacing
 from curator.metadata.samples import rows_by_id
+from curator.metadata.saved_queries import find_query
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
 from curator.sources import Source, resolve
 from curator.types import INPUT_BREAK
 from index.stored import hash_file
 
-__all__ = ["write_selection"]
+__all__ = ["check_out", "write_selection"]
 
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
 _FILE_ROWS = 500_000  # of one Parquet file in a directory
-_ROLES = (
-    "id",
-    "text",
-    "prompt",
-    "response",
-    "messages",
-    "tools",
-    "label",
-)  # the order of columns; the data's others follow
+# The order of columns; the data's others follow.
+_ROLES = ("id", "text", "prompt", "response", "messages", "tools", "label")
+Manifest = Callable[[list[dict[str, Any]]], str]  # of the files that were written
 
 
 def write_selection(
@@ -48,31 +44,40 @@ def write_selection(
     selection: Selection,
     out: Path,
     *,
-    inputs: Iterable[str | Path],
+    files: Iterable[str | Path],
+    saved: Mapping[str, float],
     command: str | None,
 ) -> None:
-    """Writes the samples in order of rank, and the manifest last; `inputs` are the files of the query.
+    """Writes the samples in order of rank, and the manifest last.
 
-    Ids and labels come back as text. Where the data has a column `value` or `rank`, ours are `curator_value` and
-    `curator_rank`. Raises UsageError for a directory that exists, CuratorError where nothing can be written.
+    `files` and `saved`: what the query was read from, and the saved queries it is made of, with their factors. Ids and
+    labels come back as text. Where the data has a column `value` or `rank`, ours are `curator_value` and
+    `curator_rank`. Raises UsageError as `check_out` does, CuratorError where nothing can be written.
     """
+    check_out(out)
     rows = _Rows(session, selection)
+    made = _made(session, space, selection, rows, command) | _inputs(session, files, saved)
+
+    def manifest(written: list[dict[str, Any]]) -> str:
+        return json.dumps({**made, "files": written}, indent=1, ensure_ascii=False) + "\n"
+
+    if out.suffix:
+        _write_file(rows, out, manifest)
+        return
     try:
-        if out.suffix in (".jsonl", ".parquet"):
-            temporary = out.with_name(f".{out.name}.{os.getpid()}")
-            files = _write_file(rows, temporary, out)
-            manifest = out.with_name(f"{out.name}.manifest.json")
-            written = _manifest(session, space, selection, rows, files, inputs, command)
-            beside = manifest.with_name(f".{manifest.name}.{os.getpid()}")
-            beside.write_text(written, encoding="utf-8")
-            os.replace(temporary, out)
-            os.replace(beside, manifest)
-        elif out.suffix:
-            raise UsageError(f"--out {out}: a file ends in .jsonl or .parquet; a name without an ending is a directory")
-        else:
-            _write_directory(session, space, selection, rows, out, inputs, command)
+        _write_directory(rows, out, manifest, _card(selection))
     except OSError as error:
         raise CuratorError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+def check_out(out: Path) -> None:
+    """Raises UsageError where no selection can be written: asked before the work of selecting."""
+    if out.suffix in (".jsonl", ".parquet"):
+        check_place(out)
+    elif out.suffix:
+        raise UsageError(f"--out {out}: a file ends in .jsonl or .parquet; a name without an ending is a directory")
+    elif out.exists():
+        raise UsageError(f"--out {out} exists; give the directory another name, or remove it")
 
 
 class _Rows:
@@ -122,33 +127,21 @@ class _Rows:
         return named | sample.meta
 
 
-def _write_file(rows: _Rows, temporary: Path, out: Path) -> list[dict[str, Any]]:
-    try:
+def _write_file(rows: _Rows, out: Path, manifest_of: Manifest) -> None:
+    """The former manifest goes before the data it describes: a kill in between leaves data without one."""
+    manifest = out.with_name(f"{out.name}.manifest.json")
+    with replacing(manifest) as beside_manifest, replacing(out) as beside:  # the inner one takes its place first
         if out.suffix == ".jsonl":
-            with temporary.open("w", encoding="utf-8") as file:
+            with beside.open("w", encoding="utf-8") as file:
                 for row in rows:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
         else:
-            _write_parquet(rows, [temporary], len(rows))
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return [_described(temporary, out.name)]
+            _write_parquet(rows, [beside], len(rows))
+        beside_manifest.write_text(manifest_of([_described(beside, out.name)]), encoding="utf-8")
+        manifest.unlink(missing_ok=True)
 
 
-def _write_directory(
-    session: Session,
-    space: Space,
-    selection: Selection,
-    rows: _Rows,
-    out: Path,
-    inputs: Iterable[str | Path],
-    command: str | None,
-) -> None:
-    if out.exists():
-        raise UsageError(f"--out {out} exists; give the directory another name, or remove it")
+def _write_directory(rows: _Rows, out: Path, manifest_of: Manifest, card: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     number = max(1, -(-len(rows) // _FILE_ROWS))
@@ -157,9 +150,8 @@ def _write_directory(
         (temporary / "data").mkdir(parents=True)
         _write_parquet(rows, [temporary / name for name in names], _FILE_ROWS)
         files = [_described(temporary / name, name) for name in names]
-        manifest = _manifest(session, space, selection, rows, files, inputs, command)
-        (temporary / "manifest.json").write_text(manifest, encoding="utf-8")
-        (temporary / "README.md").write_text(_card(selection), encoding="utf-8")
+        (temporary / "manifest.json").write_text(manifest_of(files), encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -221,18 +213,10 @@ def _schema(rows: _Rows) -> Any:
     )
 
 
-def _manifest(
-    session: Session,
-    space: Space,
-    selection: Selection,
-    rows: _Rows,
-    files: list[dict[str, Any]],
-    inputs: Iterable[str | Path],
-    command: str | None,
-) -> str:
+def _made(session: Session, space: Space, selection: Selection, rows: _Rows, command: str | None) -> dict[str, Any]:
     """How it was made, so that it can be made again: what was asked, in which space, of which segments."""
     segments = session.scalars(sa.select(Segment).where(Segment.space_id == space.id).order_by(Segment.id))
-    content = {
+    return {
         "format": "forvalue-selection/1",
         "made_by": f"forvalue-curator {version('forvalue-curator')}",
         "created_at": datetime.now(UTC).isoformat(),
@@ -242,11 +226,26 @@ def _manifest(
         "revision": space.revision,
         **{name: value for name, value in selection.to_dict().items() if name not in ("out", "histogram")},
         "columns": {"value": rows.value, "rank": rows.rank},
-        "query_files": [_read_from(source) for source in resolve(list(inputs))] if inputs else [],
         "segments": [{"name": segment.name, "files": segment.files} for segment in segments],
-        "files": files,
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _inputs(session: Session, files: Iterable[str | Path], saved: Mapping[str, float]) -> dict[str, Any]:
+    """What the query was made of, by hash: a file can be written anew, and a saved query replaced."""
+    paths = list(files)
+    return {
+        "query_files": [_read_from(source) for source in resolve(paths)] if paths else [],
+        "saved_queries": [
+            {
+                "name": row.name,
+                "factor": factor,
+                "query": row.description,
+                "created_at": row.created_at.isoformat(),
+                "sha256": sha256(json.dumps(row.parts, sort_keys=True).encode()).hexdigest(),  # of its samples
+            }
+            for row, factor in ((find_query(session, name), factor) for name, factor in saved.items())
+        ],
+    }
 
 
 def _card(selection: Selection) -> str:
