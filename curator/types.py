@@ -1,11 +1,12 @@
 """The nouns that travel between the layers: rows become samples, samples become encoded samples."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BadRow", "EncodedSample", "Fields", "Row", "Sample"]
+__all__ = ["BadRow", "EncodedSample", "Fields", "Image", "Row", "Sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,20 @@ class Fields:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """An image as its file is: the hash of its bytes, and where these are, in memory or in a file."""
+
+    sha256: str
+    data: bytes | None = field(default=None, repr=False)
+    path: str = ""
+
+    @classmethod
+    def of(cls, data: bytes) -> "Image":
+        """The image of these bytes."""
+        return cls(hashlib.sha256(data).hexdigest(), data)
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One training item: either `text`, or `prompt` and `response`. `key` is the user's own id, where one is given."""
 
@@ -50,6 +65,7 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     row: int = 0
+    images: tuple[Image, ...] = ()  # in the order of their placeholders
 
     @property
     def full_text(self) -> str:
@@ -67,6 +83,7 @@ class EncodedSample:
     input_ids: np.ndarray  # int64 [T]
     counted: np.ndarray  # bool [T]
     is_truncated: bool = False
+    images: tuple[Image, ...] = ()  # whose tokens are among input_ids
 
     @property
     def num_tokens(self) -> int:
