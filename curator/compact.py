@@ -96,7 +96,7 @@ def _rewrite(store: Store, session: Session, space: Space, group: list[SegmentRo
         session,
         sa.update(Sample)
         .where(in_group, Sample.deleted_at.is_not(None))
-        .values(segment_id=None, text=None, prompt=None, response=None),
+        .values(segment_id=None, text=None, prompt=None, response=None, messages=None, tools=None),
     )
     if new is not None:
         rows_changed(session, sa.update(Sample).where(in_group).values(segment_id=new.id))

@@ -1,12 +1,17 @@
 """The nouns that travel between the layers: rows become samples, samples become encoded samples."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BadRow", "EncodedSample", "Fields", "Image", "Row", "Sample"]
+__all__ = ["BadRow", "EncodedSample", "Fields", "Image", "Message", "Row", "Sample", "readable"]
+
+# {"role": "system", "user", "assistant" or "tool", "content": text or [{"type": "text", "text": ...}, ...], ...}; an
+# assistant's turn may also have "tool_calls". What else a turn has stays as it was, for the template.
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,14 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Which columns of a row are what. Either `text`, or `prompt` and `response`; the rest becomes metadata."""
+    """Which columns of a row are what. Either `text`, `prompt` and `response`, or `messages`; the rest is metadata."""
 
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
     id: str | None = None
     label: str | None = None
+    messages: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,16 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training item: either `text`, or `prompt` and `response`. `key` is the user's own id, where one is given."""
+    """One training item: `text`, or `prompt` and `response`, or `messages` (with the `tools` they may call).
+
+    `key` is the user's own id, where one is given.
+    """
 
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
+    messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
     key: str | None = None
     label: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +80,9 @@ class Sample:
 
     @property
     def full_text(self) -> str:
-        """The text the model reads, prompt and response joined as they are."""
+        """The text to show: prompt and response joined as they are, turns one after another with their roles."""
+        if self.messages is not None:
+            return readable(self.messages)
         return self.text if self.text is not None else (self.prompt or "") + (self.response or "")
 
 
@@ -94,3 +107,17 @@ class EncodedSample:
     def num_counted(self) -> int:
         """Tokens whose prediction enters the value."""
         return int(self.counted.sum())
+
+
+def readable(messages: list[Message]) -> str:
+    """A conversation as text, a line "role: ..." for each turn; parts that are no text as [type]."""
+    return "\n".join(f"{message['role']}: {_readable(message)}" for message in messages)
+
+
+def _readable(message: Message) -> str:
+    content = message.get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    shown = [part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in parts]
+    if message.get("tool_calls"):
+        shown.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    return " ".join(filter(None, shown))

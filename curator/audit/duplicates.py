@@ -80,10 +80,10 @@ def _equal_texts(answering: Answering, where: str | None) -> tuple[np.ndarray, n
     """Ids ascending, and for each the place of the first sample with the same text."""
     ids: list[int] = []
     hashes = bytearray()
-    names = ["text", "prompt", "response"]
-    for id_, text, prompt, response in live_rows(answering.session, answering.space.id, names, where):
+    names = ["text", "prompt", "response", "messages", "tools"]
+    for id_, text, prompt, *rest in live_rows(answering.session, answering.space.id, names, where):
         ids.append(id_)
-        hashes += content_hash(Sample(text) if prompt is None else Sample(prompt=prompt, response=response))
+        hashes += content_hash(Sample(None if prompt is not None else text, prompt, *rest))
     words = np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2)
     order = np.lexsort((np.arange(len(ids)), words[:, 1], words[:, 0]))
     ordered = words[order]

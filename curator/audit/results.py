@@ -91,7 +91,7 @@ def rows_of(answering: Answering, ids: Sequence[int]) -> dict[int, dict[str, Any
             "key": sample.key,
             "dataset": dataset,
             "label": sample.label,
-            "text": sample.text if sample.text is not None else f"{sample.prompt}{sample.response}",
+            "text": sample.full_text,
             "meta": sample.meta,
         }
         for id_, (sample, dataset) in rows_by_id(answering.session, ids).items()

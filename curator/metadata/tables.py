@@ -9,6 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from curator.types import Sample as Content
+
 __all__ = [
     "NEXT_SAMPLE_ID",
     "STORE_ID",
@@ -53,6 +55,7 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 # SQLite counts rowids only in a column of type INTEGER.
 _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_JsonOrNull = sa.JSON(none_as_null=True)  # otherwise None would be the JSON text null
 
 
 class Base(DeclarativeBase):
@@ -156,9 +159,11 @@ class Sample(Base):
     key: Mapped[str] = mapped_column(sa.Text)
     has_own_key: Mapped[bool]
     label: Mapped[str | None] = mapped_column(sa.Text, index=True)
-    text: Mapped[str | None] = mapped_column(sa.Text)
+    text: Mapped[str | None] = mapped_column(sa.Text)  # of messages: their readable text, for filters and tables
     prompt: Mapped[str | None] = mapped_column(sa.Text)
     response: Mapped[str | None] = mapped_column(sa.Text)
+    messages: Mapped[list[dict[str, Any]] | None] = mapped_column(_JsonOrNull)
+    tools: Mapped[list[dict[str, Any]] | None] = mapped_column(_JsonOrNull)
     meta: Mapped[dict[str, Any]]
     num_tokens: Mapped[int]
     num_counted: Mapped[int]
@@ -167,6 +172,18 @@ class Sample(Base):
     captured: Mapped[float]  # share of ||G||^2 inside the sketch
     loss: Mapped[float]
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
+
+    @property
+    def content(self) -> Content:
+        """What the model reads of it."""
+        if self.messages is not None:
+            return Content(messages=self.messages, tools=self.tools)
+        return Content(text=self.text, prompt=self.prompt, response=self.response)
+
+    @property
+    def full_text(self) -> str:
+        """The text to show."""
+        return self.text if self.text is not None else f"{self.prompt}{self.response}"
 
 
 class Quarantined(Base):
@@ -193,7 +210,7 @@ class SavedQuery(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(sa.String(200), unique=True)
     description: Mapped[dict[str, Any]]  # as it stands in an answer
-    parts: Mapped[list[dict[str, Any]]]  # {"weight", "samples": [{"text"} or {"prompt", "response"}]}
+    parts: Mapped[list[dict[str, Any]]]  # {"weight", "samples": [{"text"}, {"prompt", "response"} or {"messages"}]}
     num_samples: Mapped[int]
     num_tokens: Mapped[int]
     created_at: Mapped[datetime]

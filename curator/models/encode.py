@@ -51,9 +51,10 @@ class Encoder:
 
     def encode(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         """One encoded sample, or the reason why there is none, for each sample, in order."""
-        is_text = [_is_unicode(sample.full_text) for sample in samples]
-        encoded = iter(self._encode([sample for sample, is_good in zip(samples, is_text, strict=True) if is_good]))
-        return [next(encoded) if is_good else "not Unicode text: half of a surrogate pair" for is_good in is_text]
+        reasons = [_unusable(sample) for sample in samples]
+        usable = [sample for sample, reason in zip(samples, reasons, strict=True) if reason is None]
+        encoded = iter(self._encode(usable))
+        return [next(encoded) if reason is None else reason for reason in reasons]
 
     def _encode(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         plain = iter(self._encode_text([sample for sample in samples if not self._has_images(sample)]))
@@ -146,6 +147,12 @@ class Encoder:
         if response is not None and num_first >= self.max_length:
             return f"no counted token: the prompt alone has {num_first:,} tokens, the limit is {self.max_length:,}"
         return "no counted token: nothing is left to predict"
+
+
+def _unusable(sample: Sample) -> str | None:
+    if sample.messages is not None:
+        return "a conversation: no chat template is applied yet"
+    return None if _is_unicode(sample.full_text) else "not Unicode text: half of a surrogate pair"
 
 
 def _is_unicode(text: str) -> bool:

@@ -25,7 +25,7 @@ from curator.query.saved import represent_saved
 from curator.query.trust import Trust, bounds_of, check_end
 from curator.space import ModelOfSpace
 from curator.store import Store
-from curator.types import EncodedSample, Sample
+from curator.types import EncodedSample
 from curator.value import (
     DEFAULT_DAMPING,
     METHODS,
@@ -338,7 +338,7 @@ class Answering:
 
     def _encode_again(self, ids: list[int]) -> list[EncodedSample]:
         rows = rows_by_id(self.session, ids)
-        samples = [Sample(text=r.text, prompt=r.prompt, response=r.response) for r in (rows[i][0] for i in ids)]
+        samples = [rows[id_][0].content for id_ in ids]
         encoded = []
         for id_, item in zip(ids, self.model.encoder.encode(samples), strict=True):
             if isinstance(item, str):
@@ -365,7 +365,7 @@ class Answering:
                     label=sample.label,
                     value=value,
                     percentile=distribution.percentile(value),
-                    text=(sample.text if sample.text is not None else f"{sample.prompt}{sample.response}"),
+                    text=sample.full_text,
                     meta=sample.meta,
                     tokens=self._tokens(id_, prepared) if options.tokens else None,
                 )

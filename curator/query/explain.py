@@ -119,7 +119,7 @@ def explain(
             "key": row.key,
             "dataset": dataset,
             "label": row.label,
-            "text": row.text if row.text is not None else f"{row.prompt}{row.response}",
+            "text": row.full_text,
             "meta": row.meta,
         },
         query=description,

@@ -156,7 +156,9 @@ def _store(answering: "Answering", row: SavedQuery, represented: QueryRepresenta
     answering.session.flush()
 
 
-def _plain(sample: Sample) -> dict[str, str | None]:
+def _plain(sample: Sample) -> dict[str, Any]:
+    if sample.messages is not None:
+        return {"messages": sample.messages} | ({"tools": sample.tools} if sample.tools else {})
     if sample.text is not None:
         return {"text": sample.text}
     return {"prompt": sample.prompt, "response": sample.response}

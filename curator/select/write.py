@@ -30,7 +30,15 @@ __all__ = ["write_selection"]
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
 _FILE_ROWS = 500_000  # of one Parquet file in a directory
-_ROLES = ("id", "text", "prompt", "response", "label")  # the order of columns; the data's others follow
+_ROLES = (
+    "id",
+    "text",
+    "prompt",
+    "response",
+    "messages",
+    "tools",
+    "label",
+)  # the order of columns; the data's others follow
 
 
 def write_selection(
@@ -95,9 +103,11 @@ class _Rows:
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:
         fields = self._fields[dataset]
         parts = {
-            "text": sample.text,
+            "text": sample.text if sample.messages is None else None,
             "prompt": sample.prompt,
             "response": sample.response,
+            "messages": sample.messages,
+            "tools": sample.tools,
             "id": sample.key if sample.has_own_key else None,
             "label": sample.label,
         }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curator.errors import UsageError
 from curator.sources import check_fields, to_sample
-from curator.sources.fields import MAX_META_DEPTH
+from curator.sources.values import MAX_META_DEPTH
 from curator.types import BadRow, Fields, Row, Sample
 
 TEXT = Fields(text="text")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from curator.sources import content_hash
 from curator.types import Sample
 
+ASKED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 CONTENTS = st.one_of(
     st.builds(Sample, text=TEXT, key=st.none() | TEXT),
@@ -35,8 +36,19 @@ def test_the_split_counts() -> None:
         Sample(text="abc", key=""),
         Sample(text="ab", key="c"),
         Sample(text="textabc"),
+        Sample(messages=ASKED),
+        Sample(messages=ASKED[::-1]),
+        Sample(messages=ASKED, key="c"),
+        Sample(messages=ASKED, tools=[{"name": "add"}]),
+        Sample(text=Sample(messages=ASKED).full_text),
     ]
     assert len({content_hash(sample) for sample in samples}) == len(samples)
+
+
+def test_the_order_of_names_in_a_turn_does_not_count() -> None:
+    turned = [dict(reversed(turn.items())) for turn in ASKED]
+    assert content_hash(Sample(messages=turned)) == content_hash(Sample(messages=ASKED))
+    assert content_hash(Sample(messages=ASKED)).hex() == "92b5f5e19c2ec8c82c08c02ede6ac586"
 
 
 def test_label_metadata_and_place_do_not_count() -> None:
