@@ -43,6 +43,12 @@ class Fields:
     id: str | None = None
     label: str | None = None
     messages: str | None = None
+    image: str | None = None  # beside any of these
+
+    @property
+    def raw(self) -> frozenset[str]:
+        """Columns whose bytes are kept: they may be images."""
+        return frozenset({self.image, self.messages} - {None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def reference_queries(data: Sequence[str | Path], fields: Fields, by: str | None
     bad: list[BadRow] = []
     fields = check_fields(fields)
     for path in resolve(data):
-        for row in read_rows(path):
+        for row in read_rows(path, fields.raw):
             sample = to_sample(row, fields) if isinstance(row, Row) else row
             if isinstance(sample, BadRow):
                 bad.append(sample)

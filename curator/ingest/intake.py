@@ -53,7 +53,7 @@ class Window:
 def read_samples(paths: Sequence[Path], fields: Fields) -> Iterator[Sample | BadRow]:
     """The samples and bad rows of all files, in order."""
     for path in paths:
-        for row in read_rows(path):
+        for row in read_rows(path, fields.raw):
             yield to_sample(row, fields) if isinstance(row, Row) else row
 
 

@@ -85,7 +85,7 @@ def _from_data(given: QueryInput) -> Iterator[Query]:
         return
     groups: dict[str, Query] = defaultdict(lambda: Query({}, []))
     skipped = []
-    for row in _rows(paths):
+    for row in _rows(paths, fields):
         group = _group(row, given.by) if isinstance(row, Row) else row
         item = to_sample(row, fields) if isinstance(row, Row) and isinstance(group, str) else group
         if isinstance(item, Sample):
@@ -103,7 +103,7 @@ def _from_data(given: QueryInput) -> Iterator[Query]:
 def _one_per_row(paths: list[Path], fields: Fields) -> Iterator[Query]:
     skipped: list[BadRow] = []  # before the first usable row; later ones are told with the row before them
     query: Query | None = None
-    for row in _rows(paths):
+    for row in _rows(paths, fields):
         item = to_sample(row, fields) if isinstance(row, Row) else row
         if isinstance(item, BadRow):
             (query.skipped if query else skipped).append(item)
@@ -120,9 +120,9 @@ def _one_per_row(paths: list[Path], fields: Fields) -> Iterator[Query]:
         raise UsageError(f"no usable row in {paths[0]}: {skipped[0].reason if skipped else 'it has no rows'}")
 
 
-def _rows(paths: list[Path]) -> Iterator[Row | BadRow]:
+def _rows(paths: list[Path], fields: Fields) -> Iterator[Row | BadRow]:
     for path in paths:
-        yield from read_rows(path)
+        yield from read_rows(path, fields.raw)
 
 
 def _group(row: Row, by: str | None) -> str | BadRow:

@@ -1,13 +1,16 @@
 """Columns get their meaning: rows become samples."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from curator.errors import UsageError
 from curator.sources.excerpt import excerpt_of
+from curator.sources.image_values import images_of, marked, placed, take_parts
 from curator.sources.messages import parse_messages, parse_tools
+from curator.sources.plain import plain
 from curator.sources.values import BadValueError, check_storable, kind_of, row_excerpt
-from curator.types import BadRow, Fields, Row, Sample
+from curator.types import BadRow, Fields, Image, Message, Row, Sample
 
 __all__ = ["check_fields", "to_sample"]
 
@@ -25,7 +28,7 @@ def check_fields(fields: Fields) -> Fields:
         return fields
     has_text, has_prompt, has_response = (name is not None for name in (fields.text, fields.prompt, fields.response))
     if not (has_text or has_prompt or has_response):
-        return Fields(text="text", id=fields.id, label=fields.label)
+        return replace(fields, text="text")
     if has_text and (has_prompt or has_response):
         raise UsageError(
             "--text-field excludes --prompt-field and --response-field: give the text, or both of the others"
@@ -42,7 +45,8 @@ def to_sample(row: Row, fields: Fields) -> Sample | BadRow:
     Text and response must hold more than whitespace; an empty prompt is allowed. Messages: curator/sources/messages.py;
     beside them the column "tools" is what they may call, where it holds a list of objects. A key is text or an integer;
     a label is text, or a number or truth value as its JSON text, and null or empty means no label. Every column without
-    a role becomes metadata. A row with text that a database cannot store (lone surrogates, NUL) is bad.
+    a role becomes metadata, and so does the column with images, without their bytes (curator/sources/image_values.py).
+    A row with text that a database cannot store (lone surrogates, NUL) is bad.
     """
     roles = {fields.text, fields.prompt, fields.response, fields.messages, fields.id, fields.label}
     try:
@@ -51,7 +55,10 @@ def to_sample(row: Row, fields: Fields) -> Sample | BadRow:
         if tools is not None:
             roles.add(_TOOLS)
             check_storable(_TOOLS, tools)
+        messages, images = _images(row, fields, messages)
         meta = {name: value for name, value in row.columns.items() if name not in roles}
+        if fields.image in meta:
+            meta[fields.image] = plain(marked(meta[fields.image]))
         for name, value in meta.items():
             check_storable(name, name)
             check_storable(name, value)
@@ -66,9 +73,22 @@ def to_sample(row: Row, fields: Fields) -> Sample | BadRow:
             meta=meta,
             source=row.source,
             row=row.row,
+            images=images,
         )
     except BadValueError as error:
         return BadRow(row.source, row.row, str(error), row_excerpt(row))
+
+
+def _images(
+    row: Row, fields: Fields, messages: list[Message] | None
+) -> tuple[list[Message] | None, tuple[Image, ...]]:
+    """The row's images, and its conversation with a part for each of them and without their bytes."""
+    column = [] if fields.image is None else images_of(_value(row, fields.image), row.source)
+    if messages is None:
+        return None, tuple(column)
+    messages = placed(messages, len(column))
+    images = take_parts(messages, column, row.source)
+    return (plain(marked(messages)) if images else messages), tuple(images)
 
 
 def _value(row: Row, name: str) -> Any:

@@ -18,8 +18,8 @@ _BATCH_ROWS = 64  # few, since one row may hold an image
 _BUFFER_BYTES = 1 << 20
 
 
-def read_parquet(path: Path, source: str) -> Iterator[Row | BadRow]:
-    """The rows of the file, numbered over all row groups.
+def read_parquet(path: Path, source: str, raw: frozenset[str] = frozenset()) -> Iterator[Row | BadRow]:
+    """The rows of the file, numbered over all row groups. The columns `raw` keep their bytes.
 
     Raises UsageError for two columns of one name, and, after the rows before it, for a damaged page.
     """
@@ -28,7 +28,7 @@ def read_parquet(path: Path, source: str) -> Iterator[Row | BadRow]:
     with damage_as_usage_error(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         check_header(path, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-            yield from _batch_rows(_without_nanoseconds(batch), source, number)
+            yield from _batch_rows(_without_nanoseconds(batch), source, number, raw)
             number += batch.num_rows
 
 
@@ -47,23 +47,25 @@ def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _batch_rows(batch: pa.RecordBatch, source: str, start: int) -> Iterator[Row | BadRow]:
+def _batch_rows(batch: pa.RecordBatch, source: str, start: int, raw: frozenset[str]) -> Iterator[Row | BadRow]:
     try:
         records = batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
         # One value that Python cannot hold (a year past 9999, a string that is not UTF-8) costs its row alone.
         for offset in range(batch.num_rows):
-            yield _single_row(batch.slice(offset, 1), source, start + offset)
+            yield _single_row(batch.slice(offset, 1), source, start + offset, raw)
         return
     for offset, record in enumerate(records):
-        yield Row(source, start + offset, plain(record))
+        columns = {name: value if name in raw else plain(value) for name, value in record.items()}
+        yield Row(source, start + offset, columns)
 
 
-def _single_row(batch: pa.RecordBatch, source: str, number: int) -> Row | BadRow:
+def _single_row(batch: pa.RecordBatch, source: str, number: int, raw: frozenset[str]) -> Row | BadRow:
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            columns[name] = plain(column[0].as_py())
+            value = column[0].as_py()
+            columns[name] = value if name in raw else plain(value)
         except UnicodeDecodeError:
             return BadRow(source, number, f'not valid UTF-8 in column "{name}"', excerpt_of(str(columns)))
         except (ValueError, OverflowError, pa.ArrowException) as error:
