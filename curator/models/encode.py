@@ -2,16 +2,19 @@
 
 Text:             the tokenizer's special tokens + text + EOS
 Prompt, response: tokens of the prompt (special tokens as usual) + tokens of the response (without) + EOS
+Messages:         what the chat template writes, which writes its own special tokens (curator/models/chat.py)
 
 The end counts: when to stop is part of what a model learns. An image's tokens, and what begins and ends them, never do.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from curator.errors import UsageError
+from curator.models.chat import Chat, Rendered, counted_tokens
 from curator.models.vision import Expanded, Vision
 from curator.sources.images import ImageError
 from curator.types import EncodedSample, Image, Sample
@@ -20,6 +23,7 @@ __all__ = ["Encoder", "OnLong", "Positions"]
 
 Positions = Literal["response", "all"]
 OnLong = Literal["truncate", "reject"]
+_TEXT_ONLY = "images: the model reads text only; use a vision-language model, or leave --image-field out"
 _DECODE_CONTEXT = 4  # tokens before one that can change how it is written
 
 
@@ -34,9 +38,10 @@ class Encoder:
         vocab_size: int,
         positions: Positions = "response",
         on_long: OnLong = "truncate",
+        chat_template: str | None = None,
         vision: Vision | None = None,
     ):
-        """`vision`: of a model that reads images."""
+        """`chat_template`: in the place of the tokenizer's own. `vision`: of a model that reads images."""
         if max_length < 2:
             raise UsageError(f"--max-length {max_length} leaves no token to predict; give at least 2")
         self.tokenizer = tokenizer
@@ -44,6 +49,7 @@ class Encoder:
         self.vocab_size = vocab_size
         self.positions = positions
         self.on_long = on_long
+        self._chat_template = chat_template
         self.vision = vision
         self._eos: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         probe = self._ids(["a"], special=True)[0]
@@ -51,47 +57,21 @@ class Encoder:
 
     def encode(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         """One encoded sample, or the reason why there is none, for each sample, in order."""
-        reasons = [_unusable(sample) for sample in samples]
-        usable = [sample for sample, reason in zip(samples, reasons, strict=True) if reason is None]
-        encoded = iter(self._encode(usable))
-        return [next(encoded) if reason is None else reason for reason in reasons]
+        is_text = [_is_unicode(sample.full_text) for sample in samples]
+        usable = [sample for sample, is_good in zip(samples, is_text, strict=True) if is_good]
+        plain = iter(self._encode([sample for sample in usable if sample.messages is None]))
+        chats = iter(self._encode_chats([sample for sample in usable if sample.messages is not None]))
+        encoded = (next(plain if sample.messages is None else chats) for sample in usable)
+        return [next(encoded) if is_good else "not Unicode text: half of a surrogate pair" for is_good in is_text]
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat template. Raises UsageError when there is none, or when it cannot tell who says what."""
+        return Chat(self.tokenizer, self._chat_template, needs_spans=self.positions == "response")
 
     def _encode(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         plain = iter(self._encode_text([sample for sample in samples if not self._has_images(sample)]))
         return [self._encode_images(sample) if self._has_images(sample) else next(plain) for sample in samples]
-
-    def _has_images(self, sample: Sample) -> bool:
-        # A placeholder without its image would be read as a token that means nothing: it is looked at, and refused.
-        return bool(sample.images) or (self.vision is not None and self.vision.token in sample.full_text)
-
-    def _encode_images(self, sample: Sample) -> EncodedSample | str:
-        """Text, or prompt and response: images stand where the placeholders are, else before the text."""
-        if self.vision is None:
-            return "images: the model reads text only; use a vision-language model, or leave --image-field out"
-        first = sample.text if sample.text is not None else sample.prompt or ""
-        response = None
-        if sample.text is None:
-            response = self._ids([sample.response or ""], special=False)[0]
-        if response is not None and self.vision.special_ids.intersection(response):
-            return "image count: the response holds an image's token, and images belong into the prompt"
-        try:
-            expanded = self.vision.expand(self.vision.place(first, len(sample.images)), sample.images)
-        except ImageError as error:
-            return str(error)
-        ids, is_image = self._expanded_ids(expanded, special=True)
-        return self._assemble(ids, response, sample.images, is_image)
-
-    def _expanded_ids(self, expanded: Expanded, *, special: bool) -> tuple[list[int], np.ndarray]:
-        """Token ids, and which of them belong to images."""
-        found = self.tokenizer(
-            expanded.text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
-        )
-        starts, ends = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
-        assert self.vision is not None
-        is_image = np.isin(found["input_ids"], list(self.vision.special_ids))
-        for start, end in expanded.spans:
-            is_image |= (starts < end) & (ends > start)
-        return found["input_ids"], is_image
 
     def _encode_text(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         first = self._ids([s.text if s.text is not None else s.prompt or "" for s in samples], special=True)
@@ -99,6 +79,78 @@ class Encoder:
         responses = self._ids([samples[i].response or "" for i in with_response], special=False)
         response_of = dict(zip(with_response, responses, strict=True))
         return [self._assemble(ids, response_of.get(i)) for i, ids in enumerate(first)]
+
+    def _has_images(self, sample: Sample) -> bool:
+        # A placeholder without its image would be read as a token that means nothing: it is looked at, and refused.
+        return bool(sample.images) or (self.vision is not None and self.vision.token in sample.full_text)
+
+    def _encode_images(self, sample: Sample) -> EncodedSample | str:
+        """Text, or prompt and response: images stand where the placeholders are, else before the text."""
+        first = sample.text if sample.text is not None else sample.prompt or ""
+        expanded = self._expanded(first, sample.images, is_placed=False)
+        if isinstance(expanded, str):
+            return expanded
+        response = None if sample.text is not None else self._ids([sample.response or ""], special=False)[0]
+        if self.vision is not None and self.vision.special_ids.intersection(response or ()):
+            return "image count: the response holds an image's token, and images belong into the prompt"
+        found = self.tokenizer(expanded.text, return_offsets_mapping=True, verbose=False)
+        is_image = self._is_image(expanded, found["input_ids"], found["offset_mapping"])
+        return self._assemble(found["input_ids"], response, sample.images, is_image)
+
+    def _expanded(self, text: str, images: Sequence[Image], *, is_placed: bool) -> Expanded | str:
+        """The text with the tokens of its images, put before it where it has no place for them unless `is_placed`."""
+        if self.vision is None:
+            return Expanded(text, [], []) if not images else _TEXT_ONLY
+        try:
+            return self.vision.expand(text if is_placed else self.vision.place(text, len(images)), images)
+        except ImageError as error:
+            return str(error)
+
+    def _is_image(self, expanded: Expanded, ids: list[int], offsets: list[tuple[int, int]]) -> np.ndarray | None:
+        """Which tokens stand for images, or begin and end them: bool [T]; None for a model that reads text only."""
+        if self.vision is None:
+            return None
+        is_image = counted_tokens(offsets, expanded.spans)
+        is_image |= np.isin(ids, list(self.vision.special_ids))
+        return is_image
+
+    def _encode_chats(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
+        written = [self._written(sample) for sample in samples]
+        texts = [expanded.text for one in written if not isinstance(one, str) for _, expanded in [one]]
+        if not texts:
+            return [str(reason) for reason in written]
+        found = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = iter(zip(found["input_ids"], found["offset_mapping"], strict=True))
+        return [
+            one if isinstance(one, str) else self._chat_tokens(sample, *one, *next(encoded))
+            for sample, one in zip(samples, written, strict=True)
+        ]
+
+    def _written(self, sample: Sample) -> tuple[Rendered, Expanded] | str:
+        """A conversation as the template writes it, and with the tokens of its images."""
+        if self.vision is None and any(isinstance(turn["content"], list) for turn in sample.messages or ()):
+            return _TEXT_ONLY
+        rendered = self.chat.render(sample)
+        if isinstance(rendered, str):
+            return rendered
+        expanded = self._expanded(rendered.text, sample.images, is_placed=True)
+        return expanded if isinstance(expanded, str) else (rendered, expanded)
+
+    def _chat_tokens(
+        self, sample: Sample, rendered: Rendered, expanded: Expanded, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> EncodedSample | str:
+        if self._is_too_long(ids):
+            return self._too_long(ids)
+        kept = offsets[: self.max_length]
+        counted = np.ones(len(kept), dtype=bool)
+        if self.positions == "response":
+            spans = self.chat.spans(sample, rendered, until=max((stop for _, stop in kept), default=0))
+            if isinstance(spans, str):
+                return spans
+            counted = counted_tokens(kept, [(expanded.moved(start), expanded.moved(stop)) for start, stop in spans])
+        if not counted[1:].any() and len(ids) > self.max_length:
+            return f"no counted token: no assistant turn within the limit of {self.max_length:,} of {len(ids):,} tokens"
+        return self._checked(ids, counted, sample.images, self._is_image(expanded, ids, offsets))
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """What each token adds to the text: a token alone may lose its space, or be half of a character."""
@@ -125,34 +177,39 @@ class Encoder:
         if self._has_own_eos:
             first = first[:-1]
         ids = first + (response or []) + self._eos
-        if len(ids) > self.max_length and self.on_long == "reject":
-            return f"too long: {len(ids):,} tokens, the limit is {self.max_length:,}"
+        if self._is_too_long(ids):
+            return self._too_long(ids)
         start = 1 if response is None or self.positions == "all" else max(1, len(first))
-        kept = np.asarray(ids[: self.max_length], dtype=np.int64)
-        if start >= len(kept):
-            return self._no_counted_token(len(first), response)
-        if kept.max() >= self.vocab_size:
-            return f"token id {kept.max()} is outside the model's vocabulary of {self.vocab_size:,}"
-        counted = np.zeros(len(kept), dtype=bool)
+        if response is not None and start >= self.max_length:
+            return f"no counted token: the prompt alone has {len(first):,} tokens, the limit is {self.max_length:,}"
+        counted = np.zeros(min(len(ids), self.max_length), dtype=bool)
         counted[start:] = True
+        return self._checked(ids, counted, images, is_image)
+
+    def _is_too_long(self, ids: list[int]) -> bool:
+        return len(ids) > self.max_length and self.on_long == "reject"
+
+    def _too_long(self, ids: list[int]) -> str:
+        return f"too long: {len(ids):,} tokens, the limit is {self.max_length:,}"
+
+    def _checked(
+        self, ids: list[int], counted: np.ndarray, images: tuple[Image, ...], is_image: np.ndarray | None
+    ) -> EncodedSample | str:
+        """The first tokens up to the limit with those that count (the first never does), or why they are no sample.
+
+        `is_image` may end before the tokens do: the others are text.
+        """
+        kept = np.asarray(ids[: self.max_length], dtype=np.int64)
+        counted[:1] = False
         if is_image is not None:
             if is_image[self.max_length :].any():
                 return f"image cut off: {len(ids):,} tokens, the limit is {self.max_length:,}; raise --max-length"
             counted[: len(is_image)] &= ~is_image[: len(counted)]
-            if not counted.any():
-                return self._no_counted_token(len(first), response)
+        if not counted.any():
+            return "no counted token: nothing is left to predict"
+        if kept.max() >= self.vocab_size:
+            return f"token id {kept.max()} is outside the model's vocabulary of {self.vocab_size:,}"
         return EncodedSample(kept, counted, is_truncated=len(ids) > self.max_length, images=images)
-
-    def _no_counted_token(self, num_first: int, response: list[int] | None) -> str:
-        if response is not None and num_first >= self.max_length:
-            return f"no counted token: the prompt alone has {num_first:,} tokens, the limit is {self.max_length:,}"
-        return "no counted token: nothing is left to predict"
-
-
-def _unusable(sample: Sample) -> str | None:
-    if sample.messages is not None:
-        return "a conversation: no chat template is applied yet"
-    return None if _is_unicode(sample.full_text) else "not Unicode text: half of a surrogate pair"
 
 
 def _is_unicode(text: str) -> bool:

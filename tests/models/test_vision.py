@@ -258,3 +258,68 @@ def test_a_model_without_an_image_processor_still_reads_text(tmp_path: Path) -> 
     assert CausalLM.load(directory, device="cpu").hidden(encoded("llava", [SAMPLES[5]])).counts == [11]
     with pytest.raises(ModelError, match="the images of llava cannot be processed here"):
         load_vision(directory, load_tokenizer(directory))
+
+
+def chat(*sizes: tuple[int, int], **other: Any) -> Sample:
+    """Images in the first turn and, with three of them, the last one in the second; two answers."""
+    images = tuple(Image.of(png(*size, seed=number)) for number, size in enumerate(sizes))
+    parts = [{"type": "image"} for _ in sizes]
+    late = parts.pop() if len(parts) > 2 else None
+    asked = [*parts, {"type": "text", "text": "what digit?"}]
+    again = [late, {"type": "text", "text": "and this?"}] if late else "sure?"
+    turns = [("user", asked), ("assistant", "it is a seven"), ("user", again), ("assistant", "it is a one")]
+    return Sample(messages=[{"role": role, "content": content} for role, content in turns], images=images, **other)
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("num_images", [0, 1, 3])
+def test_of_a_conversation_exactly_the_answers_and_their_ends_count(family: str, num_images: int) -> None:
+    own, one = encoder(family), chat(*[(40, 20), (16, 16), (9, 30)][:num_images])
+    (item,) = encoded(family, [one])
+    said = [own.tokenizer(f"{text}<|im_end|>", add_special_tokens=False)["input_ids"] for text in ("it is a seven", "it is a one")]  # fmt: skip
+    assert item.input_ids[item.counted].tolist() == said[0] + said[1]
+    assert item.images == one.images
+    whole = own.tokenizer.decode(item.input_ids)
+    assert own.vision is not None
+    written = own.vision.expand(own.chat.render(one).text, one.images).text  # type: ignore[union-attr]
+    assert whole == written
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_conversations_do_not_depend_on_their_batch(family: str) -> None:
+    lm, batch = loaded(family), encoded(family, [chat((40, 20)), chat(), chat((9, 30), (16, 16), (8, 8)), SAMPLES[1]])
+    together = lm.hidden(batch)
+    for part, item in zip(together.hidden.split(together.counts), batch, strict=True):
+        torch.testing.assert_close(part, lm.hidden([item]).hidden, rtol=1e-4, atol=1e-4)
+
+
+PARTS_ONLY = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% for part in message.content | selectattr('type', 'equalto', 'image') %}<image>{% endfor %}"
+    "{% for part in message.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_writes_only_lists_of_parts_gets_lists() -> None:
+    """As LLaVA's and Idefics' own do: of a plain text they would write nothing, in silence."""
+    usual = encoder("llava")
+    own = Encoder(usual.tokenizer, max_length=256, vocab_size=320, vision=usual.vision, chat_template=PARTS_ONLY)
+    for one in (chat(), chat((40, 20))):
+        (item,), (expected,) = own.encode([one]), usual.encode([one])
+        assert isinstance(item, EncodedSample)
+        assert isinstance(expected, EncodedSample)
+        assert item.input_ids.tolist() == expected.input_ids.tolist()
+        assert item.counted.tolist() == expected.counted.tolist()
+
+
+def test_images_and_parts_of_a_conversation_must_match() -> None:
+    own, one = encoder("llava"), chat((16, 16))
+    more = Sample(messages=one.messages, images=(*one.images, *one.images))
+    typed = Sample(messages=[{"role": "user", "content": "see <image>"}, {"role": "assistant", "content": "a"}])
+    assert own.encode([more]) == ["image count: 1 placeholders (<image>) for 2 images"]
+    assert own.encode([typed]) == ["image count: 1 placeholders (<image>) for 0 images"]
+    text_only = Encoder(own.tokenizer, max_length=64, vocab_size=320)
+    (item,) = text_only.encode([one])
+    assert isinstance(item, str)
+    assert item.startswith("images: the model reads text only")
