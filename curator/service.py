@@ -110,6 +110,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         id_field: str | None = None,
         label_field: str | None = None,
         positions: Positions | None = None,
@@ -140,7 +141,7 @@ class Curator:
             dataset=dataset,
             model=model,
             revision=revision,
-            fields=Fields(text_field, prompt_field, response_field, id_field, label_field),
+            fields=Fields(text_field, prompt_field, response_field, id_field, label_field, image=image_field),
             options=IngestOptions(
                 space=SpaceOptions(positions, max_length, dtype),
                 on_long=on_long,
@@ -257,7 +258,7 @@ class Curator:
             if out is None:
                 return selection
             session, space = answering.session, answering.space
-            write_selection(session, space, selection, Path(out), inputs=given.data, command=command)
+            write_selection(session, space, selection, Path(out), self._store.images, inputs=given.data, command=command)
             return dataclasses.replace(selection, out=str(out))
 
     def evaluate(
@@ -275,6 +276,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         id_field: str | None = None,
     ) -> Evaluation:
         """How well each method's values find a class's own samples, and those of them that match the filter `wrong`.
@@ -286,7 +288,7 @@ class Curator:
         from curator.evaluate import evaluate
         from curator.query import QueryInput, read_queries
 
-        fields = Fields(text_field, prompt_field, response_field, id_field)
+        fields = Fields(text_field, prompt_field, response_field, id_field, image=image_field)
         queries = list(read_queries(QueryInput(data=_several(data), fields=fields, by=label_field or by)))
         with self._asking(space, model) as answering:
             return evaluate(answering, queries, by=by, wrong=wrong, where=where, methods=methods, damping=damping)
@@ -370,6 +372,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         label_field: str | None = None,
         space: str | None = None,
         model: str | None = None,
@@ -384,7 +387,7 @@ class Curator:
         from curator.audit import MislabeledOptions, mislabeled
 
         options = MislabeledOptions(by, method, damping, where, limit)
-        fields = Fields(text_field, prompt_field, response_field, None, label_field)
+        fields = Fields(text_field, prompt_field, response_field, None, label_field, image=image_field)
         with self._asking(space, model) as answering:
             return mislabeled(answering, _several(reference), fields, options)
 

@@ -20,9 +20,11 @@ from curator.models import (
     Encoder,
     FileStamp,
     Positions,
+    Vision,
     check_tokenizer,
     hash_model_files,
     load_tokenizer,
+    load_vision,
     locate,
     pick_device,
 )
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 _DEFAULT_MAX_LENGTH = 2048
+_DEFAULT_MAX_LENGTH_OF_IMAGES = 8192  # one image may be 2,000 tokens
+_IMAGES_VERSION = 1  # of how images are opened (curator/sources/images.py) and processed (Pillow)
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,15 @@ def load_for_ingest(
     hashes = {name: stamp["sha256"] for name, stamp in files.items()}
     before = next((s.recipe for s in spaces if s.recipe["model"] == hashes), {})
     lm = CausalLM.load(directory, device=device, dtype=options.dtype or before.get("dtype", "auto"))
-    default = min(lm.context or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    default = _DEFAULT_MAX_LENGTH_OF_IMAGES if lm.reads_images else _DEFAULT_MAX_LENGTH
+    default = min(lm.context or default, default)
     max_length = before.get("max_length", default) if options.max_length is None else options.max_length
     if lm.context is not None and max_length > lm.context:
         raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
     positions = options.positions or before.get("positions", "response")
     recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype)
+    if lm.reads_images:
+        recipe["images"] = _IMAGES_VERSION
     is_local = Path(model).expanduser().is_dir()
     name = str(directory) if is_local else model
     # A hub's branch moves: the snapshot's commit, which names its directory, is what the space is made of.
@@ -170,12 +177,24 @@ class ModelOfSpace:
 
 
 def _encoder(directory: Path, recipe: dict[str, Any], vocab_size: int) -> Encoder:
+    tokenizer = load_tokenizer(directory)
+    vision, problem = _vision(directory, tokenizer)
     return Encoder(
-        load_tokenizer(directory),
+        tokenizer,
         max_length=recipe["max_length"],
         vocab_size=vocab_size,
         positions=recipe["positions"],
+        vision=vision,
+        **problem,
     )
+
+
+def _vision(directory: Path, tokenizer: Any) -> tuple[Vision | None, dict[str, str]]:
+    """The image side of a model, or why there is none: its text can be read all the same."""
+    try:
+        return load_vision(directory, tokenizer), {}
+    except ModelError as error:
+        return None, {"why_no_images": str(error)}
 
 
 def _loaded(

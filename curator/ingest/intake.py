@@ -16,6 +16,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from curator.errors import UsageError
+from curator.image_files import ImageFiles
 from curator.ingest.report import Meter
 from curator.metadata.row_numbers import RowNumbers, RowsRead
 from curator.metadata.samples import by_hash, keys_taken
@@ -26,7 +27,7 @@ from curator.types import BadRow, EncodedSample, Fields, Row, Sample
 __all__ = ["Intake", "NewSample", "Window", "portions", "read_samples", "require_usable"]
 
 _PORTION, _PORTION_CHARACTERS = 512, 4_000_000
-_PEEK = 1_000
+_PEEK, _PEEK_AT_IMAGES = 1_000, 64
 _ROWS_BETWEEN_COMMITS = 20_000  # of rows that bring nothing new
 Item = TypeVar("Item", bound=Sample | BadRow)
 
@@ -59,7 +60,7 @@ def read_samples(paths: Sequence[Path], fields: Fields) -> Iterator[Sample | Bad
 
 def require_usable(paths: Sequence[Path], fields: Fields) -> None:
     """Raises UsageError when none of the first rows is usable: a wrong column, not some bad rows."""
-    first = list(itertools.islice(read_samples(paths, fields), _PEEK))
+    first = list(itertools.islice(read_samples(paths, fields), _PEEK if fields.image is None else _PEEK_AT_IMAGES))
     if not first:
         raise UsageError(f"no rows in {paths[0]}" + (f" and {len(paths) - 1} more files" if len(paths) > 1 else ""))
     bad = [item for item in first if isinstance(item, BadRow)]
@@ -83,6 +84,7 @@ class Intake:
 
     session: Session
     encoder: Encoder
+    images: ImageFiles
     numbers: RowNumbers
     meter: Meter
     dataset: str
@@ -177,6 +179,9 @@ class Intake:
                 self._quarantine(sample.source, sample.row, result, sample.full_text)
                 continue
             key = sample.key if sample.key is not None else f"{self.dataset}:{number}"
+            if sample.images:  # from here on their bytes are in the store, and not in memory
+                sample = self.images.put(sample)
+                result = replace(result, images=sample.images)
             new.append(NewSample(sample, result, digest, number, key))
         return new
 
@@ -207,14 +212,18 @@ class Intake:
 
 
 def portions(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Runs of up to 512 items and 4 million characters: what is tokenised, and looked up, at once."""
+    """Runs of up to 512 items and 4 million characters, or 16 million bytes of images: what is looked up at once."""
     portion: list[Item] = []
     characters = 0
     for item in items:
         portion.append(item)
-        characters += len(item.full_text) if isinstance(item, Sample) else 0
+        characters += _weight(item) if isinstance(item, Sample) else 0
         if len(portion) == _PORTION or characters >= _PORTION_CHARACTERS:
             yield portion
             portion, characters = [], 0
     if portion:
         yield portion
+
+
+def _weight(sample: Sample) -> int:
+    return len(sample.full_text) + sum(len(image.data) // 4 for image in sample.images if image.data is not None)

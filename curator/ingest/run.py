@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import UsageError
+from curator.image_files import ImageFiles
 from curator.ingest.ahead import ahead
 from curator.ingest.intake import Intake, Window, portions, read_samples, require_usable
 from curator.ingest.report import IngestReport, Meter, OnProgress
@@ -42,6 +43,7 @@ from curator.value.calibrate import affordable_tokens
 __all__ = ["IngestOptions", "ingest"]
 
 _FIRST_ROWS = 100_000  # what calibration samples are drawn from
+_FIRST_ROWS_WITH_IMAGES = 4_096  # reading them is what takes time
 _MIN_CALIBRATION, _MAX_CALIBRATION = 256, 1024
 
 
@@ -92,6 +94,8 @@ def ingest(
     with store.writing(), store.session() as session:
         try:
             loaded = _load(session, model, revision, options)
+            if fields.image is not None and loaded.encoder.vision is None:
+                raise UsageError(f"--image-field {fields.image}: {loaded.encoder.why_no_images}")
             space = existing_space(session, loaded) or _new_space(store, session, loaded, paths, fields, options, meter)
             session.commit()
             _run(store, loaded, space, read_samples(paths, fields), dataset, fields, options, meter)
@@ -121,7 +125,7 @@ def _new_space(
 ) -> Space:
     """Calibrates on a random part of the first data and commits the space."""
     started = time.perf_counter()
-    drawn = _draw(read_samples(paths, fields), options.seed)
+    drawn = _draw(read_samples(paths, fields), options.seed, store.images)
     results = [item for portion in portions(drawn) for item in loaded.encoder.encode(portion)]
     encoded = [item for item in results if isinstance(item, EncodedSample)]
     if not encoded:
@@ -169,6 +173,7 @@ def _run(
             intake = Intake(
                 session,
                 loaded.encoder,
+                store.images,
                 numbers,
                 meter,
                 dataset,
@@ -210,8 +215,11 @@ def _model(
         yield workers
 
 
-def _draw(samples: Iterator[object], seed: int) -> list[Sample]:
-    """A random part of the first data: an eighth, at least 256 and at most 1,024 samples (reservoir sampling)."""
+def _draw(samples: Iterator[object], seed: int, images: ImageFiles) -> list[Sample]:
+    """A random part of the first data: an eighth, at least 256 and at most 1,024 samples (reservoir sampling).
+
+    Samples drawn wait with their images in files, not in memory.
+    """
     generator = random.Random(seed)
     drawn: list[tuple[float, int, Sample]] = []
     count = 0
@@ -219,10 +227,10 @@ def _draw(samples: Iterator[object], seed: int) -> list[Sample]:
         if not isinstance(sample, Sample):
             continue
         count += 1
-        drawn.append((generator.random(), count, sample))
+        drawn.append((generator.random(), count, images.put(sample)))
         if len(drawn) >= 2 * _MAX_CALIBRATION:
             drawn = sorted(drawn)[:_MAX_CALIBRATION]
-        if count >= _FIRST_ROWS:
+        if count >= (_FIRST_ROWS_WITH_IMAGES if sample.images else _FIRST_ROWS):
             break
     size = min(_MAX_CALIBRATION, max(_MIN_CALIBRATION, count // 8))
     return [sample for _, _, sample in sorted(drawn)[:size]]

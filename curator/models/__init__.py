@@ -5,6 +5,7 @@ from curator.models.causal_lm import CausalLM, CountedHidden, check_tokenizer, l
 from curator.models.encode import Encoder, OnLong, Positions
 from curator.models.fingerprint import FileStamp, hash_model_files
 from curator.models.head import Head
+from curator.models.vision import Vision, load_vision
 
 __all__ = [
     "CausalLM",
@@ -14,9 +15,11 @@ __all__ = [
     "Head",
     "OnLong",
     "Positions",
+    "Vision",
     "check_tokenizer",
     "hash_model_files",
     "load_tokenizer",
+    "load_vision",
     "locate",
     "make_batches",
     "pick_device",

@@ -137,6 +137,11 @@ class CausalLM:
         return found
 
     @property
+    def reads_images(self) -> bool:
+        """Whether it is a vision-language model."""
+        return is_vision_config(self._model.config)
+
+    @property
     def dtype(self) -> str:
         """The dtype of the forward pass, as it enters the space."""
         return str(self.head.weight.dtype).removeprefix("torch.")

@@ -40,8 +40,10 @@ class Encoder:
         on_long: OnLong = "truncate",
         chat_template: str | None = None,
         vision: Vision | None = None,
+        why_no_images: str = _TEXT_ONLY,
     ):
-        """`chat_template`: in the place of the tokenizer's own. `vision`: of a model that reads images."""
+        """`chat_template`: in the place of the tokenizer's own. `vision`: of a model that reads images; without it,
+        `why_no_images` is the reason for samples that have some."""
         if max_length < 2:
             raise UsageError(f"--max-length {max_length} leaves no token to predict; give at least 2")
         self.tokenizer = tokenizer
@@ -51,6 +53,7 @@ class Encoder:
         self.on_long = on_long
         self._chat_template = chat_template
         self.vision = vision
+        self.why_no_images = why_no_images
         self._eos: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         probe = self._ids(["a"], special=True)[0]
         self._has_own_eos = bool(self._eos) and probe[-1:] == self._eos
@@ -100,7 +103,7 @@ class Encoder:
     def _expanded(self, text: str, images: Sequence[Image], *, is_placed: bool) -> Expanded | str:
         """The text with the tokens of its images, put before it where it has no place for them unless `is_placed`."""
         if self.vision is None:
-            return Expanded(text, [], []) if not images else _TEXT_ONLY
+            return Expanded(text, [], []) if not images else self.why_no_images
         try:
             return self.vision.expand(text if is_placed else self.vision.place(text, len(images)), images)
         except ImageError as error:
@@ -129,7 +132,7 @@ class Encoder:
     def _written(self, sample: Sample) -> tuple[Rendered, Expanded] | str:
         """A conversation as the template writes it, and with the tokens of its images."""
         if self.vision is None and any(isinstance(turn["content"], list) for turn in sample.messages or ()):
-            return _TEXT_ONLY
+            return self.why_no_images
         rendered = self.chat.render(sample)
         if isinstance(rendered, str):
             return rendered

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curator.errors import UsageError
+from curator.errors import NotFoundError, UsageError
 from curator.query.expression import parse_expression
 from curator.sources import check_fields, read_rows, resolve, to_sample
-from curator.types import BadRow, Fields, Row, Sample
+from curator.sources.images import ImageError, open_image
+from curator.types import BadRow, Fields, Image, Row, Sample
 
 __all__ = ["Query", "QueryInput", "read_queries"]
 
@@ -27,6 +28,7 @@ class QueryInput:
     by: str | None = None  # one query per value of this column
     saved: str | None = None  # the name of a saved query
     expr: str | None = None  # an expression over saved queries
+    images: Sequence[str | Path] = ()  # image files of the text, or of the prompt
 
 
 @dataclass
@@ -57,6 +59,8 @@ def read_queries(given: QueryInput) -> Iterator[Query]:
         raise UsageError("--each and --by exclude each other: one answer a row, or one a group")
     if (given.each or given.by) and not given.data:
         raise UsageError("--each and --by need --data")
+    if given.images and given.text is None and not has_prompt:
+        raise UsageError("--image belongs to --text, or to --prompt with --response; of --data use --image-field")
     if given.data:
         return _from_data(given)
     if given.saved is not None:
@@ -66,15 +70,34 @@ def read_queries(given: QueryInput) -> Iterator[Query]:
     return iter([_from_text(given)])
 
 
+def _images(given: QueryInput) -> tuple[Image, ...]:
+    """The image files that a query names. Raises NotFoundError, and UsageError for what is no image."""
+    images = []
+    for name in given.images:
+        path = Path(name).expanduser()
+        try:
+            image = Image.of(path.read_bytes())
+            open_image(image.data or b"")
+        except OSError as error:
+            raise NotFoundError(f"--image {name} cannot be read: {error.strerror}") from error
+        except ImageError as error:
+            raise UsageError(f"--image {name}: {error}") from error
+        images.append(image)
+    return tuple(images)
+
+
 def _from_text(given: QueryInput) -> Query:
+    images = _images(given)
+    shown = {"images": [str(name) for name in given.images]} if images else {}
     if given.text is not None:
         if not given.text.strip():
             raise UsageError("--text is empty")
-        return Query({"text": given.text}, [Sample(text=given.text)])
+        return Query({"text": given.text} | shown, [Sample(text=given.text, images=images)])
     if given.response is None or not given.response.strip():
         raise UsageError("--prompt needs a --response that is not empty: what should the model answer?")
     prompt = given.prompt or ""
-    return Query({"prompt": prompt, "response": given.response}, [Sample(prompt=prompt, response=given.response)])
+    sample = Sample(prompt=prompt, response=given.response, images=images)
+    return Query({"prompt": prompt, "response": given.response} | shown, [sample])
 
 
 def _from_data(given: QueryInput) -> Iterator[Query]:

@@ -19,16 +19,21 @@ from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, UsageError
 from curator.export import in_portions
+from curator.image_files import ImageFiles
 from curator.metadata.samples import rows_by_id
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
 from curator.sources import resolve
+from curator.sources.image_values import restored
+from curator.sources.images import read_image
+from curator.types import Image
 from index.stored import hash_file
 
 __all__ = ["write_selection"]
 
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
+_IMAGE_ROW_GROUP = 100  # a row may hold megabytes
 _FILE_ROWS = 500_000  # of one Parquet file in a directory
 _ROLES = (
     "id",
@@ -46,6 +51,7 @@ def write_selection(
     space: Space,
     selection: Selection,
     out: Path,
+    images: ImageFiles,
     *,
     inputs: Iterable[str | Path],
     command: str | None,
@@ -53,9 +59,9 @@ def write_selection(
     """Writes the samples in order of rank, and the manifest last; `inputs` are the files of the query.
 
     Ids and labels come back as text. Where the data has a column `value` or `rank`, ours are `curator_value` and
-    `curator_rank`. Raises UsageError for a directory that exists, CuratorError where nothing can be written.
+    `curator_rank`. Images are where they were: paths as paths, bytes as bytes, in JSON lines as data URIs. Raises UsageError for a directory that exists, CuratorError where nothing can be written.
     """
-    rows = _Rows(session, selection)
+    rows = _Rows(session, selection, images, as_text=out.suffix == ".jsonl")
     try:
         if out.suffix in (".jsonl", ".parquet"):
             temporary = out.with_name(f".{out.name}.{os.getpid()}")
@@ -77,8 +83,9 @@ def write_selection(
 class _Rows:
     """The selected samples with the columns of their source, read again from the database for every iteration."""
 
-    def __init__(self, session: Session, selection: Selection):
-        self._session, self._selection = session, selection
+    def __init__(self, session: Session, selection: Selection, images: ImageFiles, *, as_text: bool):
+        self._session, self._selection, self._images, self._as_text = session, selection, images, as_text
+        self.has_images = False  # known once the rows were read for the first time
         known = session.execute(sa.select(Dataset.name, Dataset.fields))
         self._fields = {name: fields or {} for name, fields in known}
         names = {name for row in self._columns() for name in row}
@@ -91,7 +98,15 @@ class _Rows:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         values = self._selection.values.tolist()
         for rank, (columns, value) in enumerate(zip(self._columns(), values, strict=True), start=1):
-            yield {**columns, self.value: value, self.rank: rank}
+            yield {**restored(columns, self._read, as_text=self._as_text), self.value: value, self.rank: rank}
+
+    def typed(self) -> Iterator[dict[str, Any]]:
+        """The same, but with no bytes in the place of an image's: enough to tell the columns' types."""
+        for columns in self._columns():
+            yield {**restored(columns, lambda _sha256: b"", as_text=self._as_text), self.value: 0.0, self.rank: 0}
+
+    def _read(self, sha256: str) -> bytes:
+        return read_image(Image(sha256, path=str(self._images.path(sha256))))
 
     def _columns(self) -> Iterator[dict[str, Any]]:
         for ids in in_portions(self._selection.ids.tolist(), _PORTION):
@@ -102,6 +117,7 @@ class _Rows:
 
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:
         fields = self._fields[dataset]
+        self.has_images |= bool(sample.images)
         parts = {
             "text": sample.text if sample.messages is None else None,
             "prompt": sample.prompt,
@@ -169,10 +185,11 @@ def _write_parquet(rows: _Rows, paths: list[Path], rows_each: int) -> None:
 
     schema = _schema(rows)
     as_json = {field.name for field in schema if field.metadata == {b"stored": b"json"}}
-    groups = in_portions(rows, _ROW_GROUP)
+    size = _IMAGE_ROW_GROUP if rows.has_images else _ROW_GROUP
+    groups = in_portions(rows, size)
     for path in paths:
         with pq.ParquetWriter(path, schema) as writer:
-            for _ in range(-(-rows_each // _ROW_GROUP)):
+            for _ in range(-(-rows_each // size)):
                 group = next(groups, None)
                 if group is None:
                     break
@@ -190,7 +207,7 @@ def _schema(rows: _Rows) -> Any:
     import pyarrow as pa
 
     types: dict[str, Any] = {}
-    for group in in_portions(rows, _ROW_GROUP):
+    for group in in_portions(rows.typed(), _ROW_GROUP):
         for name in dict.fromkeys(name for row in group for name in row):  # in the order of the data
             values = [row.get(name) for row in group]
             try:
