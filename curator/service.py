@@ -9,18 +9,18 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from curator.errors import CuratorError, EmptyQueryError, FilterError, IntegrityError, LockedError, UsageError
+from curator.errors import EmptyQueryError, IntegrityError, LockedError, UsageError
 from curator.metadata.changes import changes_of
+from curator.metadata.choice import Choice
 from curator.metadata.deletes import delete_samples, restore_samples
-from curator.metadata.samples import Chosen, chosen, find_sample
+from curator.metadata.samples import find_sample
 from curator.metadata.saved_queries import (
     delete_query,
     find_query,
@@ -29,24 +29,23 @@ from curator.metadata.saved_queries import (
     spaces_of_query,
     tops_of,
 )
-from curator.metadata.spaces import find_space
+from curator.metadata.spaces import find_space, known_fields
 from curator.metadata.summary import datasets_of, quarantined_rows, spaces_of
-from curator.metadata.tables import Change, Sample, SavedQuery, Space
-from curator.metadata.tables import Segment as SegmentRow
+from curator.metadata.tables import Change, SavedQuery
 from curator.metadata.tags import notes_of, set_note, tag_samples, tags_of, untag_samples
 from curator.metadata.undo import undo
 from curator.store import DATABASE_URL, Store
-from curator.types import Fields
+from curator.types import Fields, Shape
 
 if TYPE_CHECKING:
     from curator.audit import AuditMethod, AuditResult
     from curator.evaluate import Evaluation
     from curator.ingest import IngestReport, OnProgress
     from curator.models import OnLong, Positions
-    from curator.query import Answering, Explanation, OneQuestion, Query, QueryInput, QueryResult, Question
+    from curator.preview import Preview
+    from curator.query import Answering, Explanation, OneQuestion, OpenedSpace, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
     from curator.select import Selection
-    from curator.space import ModelOfSpace
     from curator.value import Method
 
 __all__ = ["Curator"]
@@ -67,8 +66,7 @@ class Curator:
         self._store = store
         self._device = device
         self.unanswered: list[str] = []  # queries of the last `each` or `by` that had nothing to value against
-        self._loaded: tuple[tuple[int, str | None], ModelOfSpace] | None = None
-        self._answering: tuple[tuple[Any, ...], Answering] | None = None
+        self._opened: OpenedSpace | None = None
 
     @classmethod
     def open(
@@ -92,7 +90,7 @@ class Curator:
 
     def close(self) -> None:
         """Releases the database, the mapped segments and the model."""
-        self._answering = self._loaded = None
+        self._opened = None
         self._store.close()
 
     @property
@@ -111,11 +109,14 @@ class Curator:
         prompt_field: str | None = None,
         response_field: str | None = None,
         image_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
         id_field: str | None = None,
         label_field: str | None = None,
         positions: Positions | None = None,
         max_length: int | None = None,
         dtype: str | None = None,
+        chat_template: str | Path | None = None,
         on_long: OnLong = "truncate",
         batch_tokens: int = 8192,
         segment_tokens: int = 250_000,
@@ -125,25 +126,30 @@ class Curator:
     ) -> IngestReport:
         """Adds the rows of files or directories that the dataset does not have yet; each passes the model once.
 
-        `model`, `positions`, `max_length` and `dtype` make the space; left out, they are those of the store's newest
-        space (of that model). Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is committed;
-        the same call continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError,
-        LockedError while another process writes.
+        `model`, `positions`, `max_length`, `dtype` and `chat_template` (a file, in the place of the model's own) make
+        the space; left out, they are those of the store's newest space (of that model). Where no field is named, the
+        columns tell what the rows are, as the report says; `shape` (chat, prompt, text, preference) forces it. Bad rows
+        go to quarantine and are counted in the report. Ctrl-C keeps what is committed; the same call continues. Raises
+        UsageError when nothing in the data is usable, ModelError, NotFoundError, LockedError while another process
+        writes.
         """
         from curator.ingest import IngestOptions, ingest
+        from curator.models import read_template
         from curator.query import refresh_indexes
         from curator.space import SpaceOptions
 
-        self._answering = self._loaded = None  # a second model would not fit beside the first
+        self._opened = None  # a second model would not fit beside the first
         report = ingest(
             self._store,
             _several(data),
             dataset=dataset,
             model=model,
             revision=revision,
-            fields=Fields(text_field, prompt_field, response_field, id_field, label_field, image=image_field),
+            fields=Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape, image=image_field),
             options=IngestOptions(
-                space=SpaceOptions(positions, max_length, dtype),
+                space=SpaceOptions(
+                    positions, max_length, dtype, None if chat_template is None else read_template(chat_template)
+                ),
                 on_long=on_long,
                 device=self._device,
                 batch_tokens=batch_tokens,
@@ -159,6 +165,43 @@ class Curator:
             if report.added:
                 self._record_tops(report.space)
         return report
+
+    @staticmethod
+    def preview(
+        data: str | Path | Sequence[str | Path],
+        *,
+        model: str,
+        revision: str | None = None,
+        num: int = 3,
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        response_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
+        id_field: str | None = None,
+        label_field: str | None = None,
+        positions: Positions = "response",
+        max_length: int | None = None,
+        on_long: OnLong = "truncate",
+        chat_template: str | Path | None = None,
+    ) -> Preview:
+        """What an ingest would read of the data, and which tokens would count: the first `num` samples, and counts over
+        the first 1,000 rows. Needs no store, and loads the tokenizer only. Raises as `ingest` does.
+        """
+        from curator.models import read_template
+        from curator.preview import preview
+
+        return preview(
+            _several(data),
+            Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
+            model=model,
+            revision=revision,
+            num=num,
+            positions=positions,
+            max_length=max_length,
+            on_long=on_long,
+            chat_template=None if chat_template is None else read_template(chat_template),
+        )
 
     def _record_tops(self, space: str) -> None:
         """What the grown corpus answers to the saved queries that its space knows."""
@@ -182,7 +225,7 @@ class Curator:
 
         given, asked, options = parts_of(question)
         self.unanswered.clear()
-        found = read_queries(given)
+        found = read_queries(given, self._known_fields)
         with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 try:
@@ -215,7 +258,7 @@ class Curator:
         given, asked, options = parts_of(question)
         if given.each or given.by:
             raise UsageError("one query is explained at a time: leave --each and --by out")
-        query = next(read_queries(given))
+        query = next(read_queries(given, self._known_fields))
         with self._asking(asked.space, asked.model) as answering:
             id_ = find_sample(answering.session, answering.space.id, sample)
             return explain(answering, id_, query, options, num_pairs=pairs)
@@ -250,7 +293,7 @@ class Curator:
 
         limits = Limits(ratio, count, budget_tokens, min_value, min_percentile, each, by)
         given, asked, options = parts_of({**question})
-        query = next(read_queries(given))
+        query = next(read_queries(given, self._known_fields))
         with self._asking(asked.space, asked.model) as answering:
             selection = select(
                 answering, query, options, limits, is_diverse=diverse, seed=seed, on_progress=on_progress
@@ -277,6 +320,8 @@ class Curator:
         prompt_field: str | None = None,
         response_field: str | None = None,
         image_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
         id_field: str | None = None,
     ) -> Evaluation:
         """How well each method's values find a class's own samples, and those of them that match the filter `wrong`.
@@ -288,8 +333,9 @@ class Curator:
         from curator.evaluate import evaluate
         from curator.query import QueryInput, read_queries
 
-        fields = Fields(text_field, prompt_field, response_field, id_field, image=image_field)
-        queries = list(read_queries(QueryInput(data=_several(data), fields=fields, by=label_field or by)))
+        fields = Fields(text_field, prompt_field, response_field, id_field, None, messages_field, shape, image=image_field)
+        given = QueryInput(data=_several(data), fields=fields, by=label_field or by)
+        queries = list(read_queries(given, self._known_fields))
         with self._asking(space, model) as answering:
             return evaluate(answering, queries, by=by, wrong=wrong, where=where, methods=methods, damping=damping)
 
@@ -303,7 +349,7 @@ class Curator:
 
         given, asked, options = parts_of(question)
         self.unanswered.clear()
-        found = read_queries(given)
+        found = read_queries(given, self._known_fields)
         with self._asking(asked.space, asked.model) as answering:
             for query in found:
                 name = {"query": query.name} if given.each or given.by else {}
@@ -336,7 +382,7 @@ class Curator:
         given, asked, _ = parts_of(question)
         if given.each or given.by:
             raise UsageError("a saved query is one query: leave --each and --by out")
-        query = next(read_queries(given))
+        query = next(read_queries(given, self._known_fields))
         with self._asking(asked.space, asked.model) as answering, self._store.writing():
             row = save_query(answering, name, query, is_replaced=replace)
             answering.session.commit()
@@ -373,6 +419,8 @@ class Curator:
         prompt_field: str | None = None,
         response_field: str | None = None,
         image_field: str | None = None,
+        messages_field: str | None = None,
+        shape: Shape | None = None,
         label_field: str | None = None,
         space: str | None = None,
         model: str | None = None,
@@ -387,7 +435,7 @@ class Curator:
         from curator.audit import MislabeledOptions, mislabeled
 
         options = MislabeledOptions(by, method, damping, where, limit)
-        fields = Fields(text_field, prompt_field, response_field, None, label_field, image=image_field)
+        fields = Fields(text_field, prompt_field, response_field, None, label_field, messages_field, shape, image=image_field)
         with self._asking(space, model) as answering:
             return mislabeled(answering, _several(reference), fields, options)
 
@@ -428,13 +476,13 @@ class Curator:
 
         No answer returns them from now on. `undo` takes it back.
         """
-        detail = _how_chosen(where, ids)
-        return self._change(lambda session: delete_samples(session, _chosen(session, where, ids), detail))
+        choice = Choice.of(where, ids)
+        return self._change(lambda session: delete_samples(session, choice.chosen(session), choice.detail))
 
     def restore(self, where: str) -> dict[str, int]:
         """Takes deletes back: {"restored", "to_ingest_again" (compacted ones), "key_taken" (these stay deleted)}."""
-        detail = _how_chosen(where, None)
-        return self._change(lambda session: restore_samples(session, _chosen(session, where, None), detail))
+        choice = Choice.of(where)
+        return self._change(lambda session: restore_samples(session, choice.chosen(session), choice.detail))
 
     def tag(self, name: str, *, ids: Sequence[int | str] | None = None, **question: Unpack[Question]) -> dict[str, Any]:
         """Gives samples a tag: those that match `where`, or `ids` (or keys), or the ends of a query's answer.
@@ -455,19 +503,17 @@ class Curator:
     def _tagging(self, work: Any, name: str, ids: Sequence[int | str] | None, question: Question) -> dict[str, Any]:
         from curator.query import is_asking
 
-        where = question.get("where")
         if is_asking(question):
             if ids is not None:
                 raise UsageError("ids and a query exclude each other")
-            found, detail = self._ends(question)
-            where, ids = None, found
+            choice = self._ends(question)
         else:
-            detail = _how_chosen(where, ids)
-        change: Change | None = self._change(lambda session: work(session, name, _chosen(session, where, ids), detail))
+            choice = Choice.of(question.get("where"), ids)
+        change: Change | None = self._change(lambda session: work(session, name, choice.chosen(session), choice.detail))
         return {"change": change and change.id, "tag": name, "samples": change.num_samples if change else 0}
 
-    def _ends(self, question: Question) -> tuple[list[int], dict[str, Any]]:
-        """The ids at the ends of the answers to a question, and what was asked."""
+    def _ends(self, question: Question) -> Choice:
+        """The samples at the ends of the answers to a question."""
         ends: Question = {"top": 0, "harmful": 0, **question}
         if not ends["top"] and not ends["harmful"]:
             raise UsageError("how many samples of the query's answer? Give --top N, --harmful N or both")
@@ -477,7 +523,8 @@ class Curator:
             ids.update(item.id for item in (*result.helpful, *result.harmful))
             asked.append(result.query)
         options = {name: question[name] for name in ("top", "harmful", "where", "method") if question.get(name)}
-        return sorted(ids), {"query": asked[0] if len(asked) == 1 else f"{len(asked)} queries", **options}
+        detail = {"query": asked[0] if len(asked) == 1 else f"{len(asked)} queries", **options}
+        return Choice(None, sorted(ids), detail)
 
     def tags(self) -> list[dict[str, Any]]:
         """{"tag", "samples"} of every tag that a sample bears, by name."""
@@ -499,7 +546,7 @@ class Curator:
     def notes(self, where: str = "note is not null") -> list[dict[str, Any]]:
         """{"id", "key", "dataset", "note"} of the samples that have a note and match a filter, by id."""
         with self._store.session() as session:
-            return notes_of(session, chosen(session, where=_required(where)))
+            return notes_of(session, Choice.of(where).chosen(session))
 
     def changes(self, limit: int | None = None) -> list[dict[str, Any]]:
         """What was done to samples, newest first: "change" (its number), "kind" (tag, untag, note, delete, restore),
@@ -520,7 +567,7 @@ class Curator:
         """Rewrites segments without deleted samples and joins small ones; returns what that saved."""
         from curator.compact import compact
 
-        self._answering = None
+        self._release_segments()
         with self._store.writing(), self._store.session() as session:
             return compact(self._store, session)
 
@@ -556,7 +603,7 @@ class Curator:
             except StoredFileError as error:
                 raise IntegrityError(f"{error}; run: curator verify") from error
             finally:
-                self._answering = None
+                self._release_segments()
         if not dry_run:
             on_progress(RefitProgress("indexing", 0, report["samples"]))
             with self._store.session() as session:
@@ -587,46 +634,22 @@ class Curator:
             session.commit()
             return result
 
-    @contextmanager
-    def _asking(self, space_named: str | None, model: str | None) -> Iterator[Answering]:
-        from curator.space import ModelOfSpace
-        from index.errors import FaissMissingError, StoredFileError
-
+    def _known_fields(self) -> list[Fields]:
+        """The columns of the store's datasets, the newest first."""
         with self._store.session() as session:
-            space = find_space(session, space_named)
-            if self._loaded is None or self._loaded[0][0] != space.id or model not in (None, self._loaded[0][1]):
-                self._answering = None
-                self._loaded = (space.id, model), ModelOfSpace(space, device=self._device.split(",")[0], model=model)
-            answering = self._answering_now(session, space, self._loaded[1])
-            try:
-                yield answering
-            except StoredFileError as error:
-                raise IntegrityError(f"{error}; run: curator verify") from error
-            except FaissMissingError as error:
-                raise CuratorError(str(error)) from error
+            return [fields for _, fields in known_fields(session)]
 
-    def _answering_now(self, session: Session, space: Space, loaded: ModelOfSpace) -> Answering:
-        """The state of the store as it is, opened once and kept until it changes."""
-        from curator.query import Answering
+    def _asking(self, space: str | None, model: str | None) -> AbstractContextManager[Answering]:
+        from curator.query import OpenedSpace
 
-        state = _generation(session, space)
-        if self._answering is None or self._answering[0] != state:
-            former = self._answering[1] if self._answering else None
-            answering: Answering | None = None
-            failure: IntegrityError | None = None
-            try:
-                answering = Answering(self._store, session, space, loaded, former)
-            except IntegrityError as error:
-                failure = error
-            session.rollback()  # a new look: another process may have compacted or refitted in between
-            if _generation(session, space) != state:
-                return self._answering_now(session, space, loaded)
-            if answering is None:
-                assert failure is not None
-                raise failure
-            self._answering = (state, answering)
-        self._answering[1].session = session
-        return self._answering[1]
+        if self._opened is None:
+            self._opened = OpenedSpace(self._store, self._device)
+        return self._opened.asking(space, model)
+
+    def _release_segments(self) -> None:
+        """Before the files of the store are replaced: unmaps those that the last answer holds."""
+        if self._opened is not None:
+            self._opened.answering = None
 
 
 def _described(row: SavedQuery) -> dict[str, Any]:
@@ -639,45 +662,5 @@ def _described(row: SavedQuery) -> dict[str, Any]:
     }
 
 
-def _generation(session: Session, space: Space) -> tuple[Any, ...]:
-    """Changes whenever the set of segments or of deleted samples does, or the projection of the space."""
-    last = (sa.func.max(SegmentRow.id), sa.func.max(SegmentRow.first_sample_id))  # SQLite may give an id twice
-    segments = session.execute(sa.select(sa.func.count(SegmentRow.id), *last)).one()
-    deleted = session.execute(
-        sa.select(sa.func.count(Sample.id), sa.func.max(Sample.deleted_at)).where(Sample.deleted_at.is_not(None))
-    ).one()
-    fingerprint = session.scalar(sa.select(Space.fingerprint).where(Space.id == space.id))
-    return (space.id, fingerprint, *segments, *deleted)
-
-
 def _several(data: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [data] if isinstance(data, str | Path) else list(data)
-
-
-def _chosen(session: Session, where: str | None, ids: Sequence[int | str] | None) -> Chosen:
-    """Which samples are meant, by a filter or by ids and keys."""
-    if ids is None:
-        return chosen(session, where=_required(where or ""))
-    named = [item for item in ids if isinstance(item, str)]
-    numbers = [item for item in ids if isinstance(item, int)]
-    if named:
-        space = find_space(session)
-        numbers += [find_sample(session, space.id, name) for name in named]
-    return chosen(session, ids=numbers)
-
-
-def _how_chosen(where: str | None, ids: Sequence[int | str] | None) -> dict[str, Any]:
-    """The same, for the log. Raises UsageError unless it is one of the two."""
-    if where is not None and ids is not None:
-        raise UsageError("which samples? A filter and ids exclude each other")
-    if ids is not None:
-        return {"ids": len(ids)}
-    if where is None:
-        raise UsageError("which samples? Give --where FILTER, an id, or a query")
-    return {"where": where}
-
-
-def _required(where: str) -> str:
-    if not where.strip():
-        raise FilterError("an empty filter would match every sample; to mean that, write: id > 0")
-    return where

@@ -26,6 +26,7 @@ from curator.models import (
     load_tokenizer,
     load_vision,
     locate,
+    own_template,
     pick_device,
 )
 from curator.store import PROJECTION_FILE, SPACE_FILE, Store
@@ -56,6 +57,7 @@ class SpaceOptions:
     positions: Positions | None = None
     max_length: int | None = None
     dtype: str | None = None
+    chat_template: str | None = None  # its text, in the place of the model's own
 
 
 @dataclass
@@ -82,9 +84,15 @@ class LoadedModel:
         return _hash(self.recipe)
 
 
-def recipe_of(files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str) -> dict[str, Any]:
-    """Everything that decides a sample's representation, but for the projection."""
-    return {
+def recipe_of(
+    files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str, chat_template: str | None = None
+) -> dict[str, Any]:
+    """Everything that decides a sample's representation, but for the projection.
+
+    A chat template stands in it where one was given in the place of the model's own, which is among its files.
+    """
+    given = {} if chat_template is None else {"chat_template": chat_template}
+    return given | {
         "model": {name: stamp["sha256"] for name, stamp in files.items()},
         "positions": positions,
         "max_length": max_length,
@@ -120,7 +128,10 @@ def load_for_ingest(
     if lm.context is not None and max_length > lm.context:
         raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
     positions = options.positions or before.get("positions", "response")
-    recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype)
+    template = before.get("chat_template") if options.chat_template is None else options.chat_template
+    if template is not None and template == own_template(load_tokenizer(directory)):
+        template = None
+    recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype, chat_template=template)
     if lm.reads_images:
         recipe["images"] = _IMAGES_VERSION
     is_local = Path(model).expanduser().is_dir()
@@ -184,6 +195,7 @@ def _encoder(directory: Path, recipe: dict[str, Any], vocab_size: int) -> Encode
         max_length=recipe["max_length"],
         vocab_size=vocab_size,
         positions=recipe["positions"],
+        chat_template=recipe.get("chat_template"),
         vision=vision,
         **problem,
     )

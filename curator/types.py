@@ -3,15 +3,17 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["BadRow", "EncodedSample", "Fields", "Image", "Message", "Row", "Sample", "readable"]
+__all__ = ["INPUT_BREAK", "BadRow", "EncodedSample", "Fields", "Image", "Message", "Row", "Sample", "Shape", "readable"]
 
 # {"role": "system", "user", "assistant" or "tool", "content": text or [{"type": "text", "text": ...}, ...], ...}; an
 # assistant's turn may also have "tool_calls". What else a turn has stays as it was, for the template.
 Message = dict[str, Any]
+INPUT_BREAK = "\n\n"  # between an instruction and its input
+Shape = Literal["chat", "prompt", "text", "preference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,11 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Which columns of a row are what. Either `text`, `prompt` and `response`, or `messages`; the rest is metadata."""
+    """Which columns of a row are what; the rest becomes metadata.
+
+    `text`, or `prompt` (with an `input` below it) and `response`, or `messages`, or `chosen` and `rejected` (and a
+    `prompt`). `shape` is what they make: see curator/sources/shapes.py.
+    """
 
     text: str | None = None
     prompt: str | None = None
@@ -43,6 +49,10 @@ class Fields:
     id: str | None = None
     label: str | None = None
     messages: str | None = None
+    shape: Shape | None = None
+    input: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
     image: str | None = None  # beside any of these
 
     @property
@@ -69,7 +79,8 @@ class Image:
 class Sample:
     """One training item: `text`, or `prompt` and `response`, or `messages` (with the `tools` they may call).
 
-    `key` is the user's own id, where one is given.
+    `key` is the user's own id, where one is given. `pair`: of a preference pair, what both samples share, and "chosen"
+    or "rejected".
     """
 
     text: str | None = None
@@ -77,6 +88,7 @@ class Sample:
     response: str | None = None
     messages: list[Message] | None = None
     tools: list[dict[str, Any]] | None = None
+    pair: tuple[str, str] | None = None
     key: str | None = None
     label: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)

@@ -6,9 +6,10 @@ chains of small steps join nothing.
 
 Up to ALL_PAIRS rows every row is compared with every kept one: N^2 D products, halved. Beyond, with those that share
 one of its NEAREST cells out of sqrt(N), whose centres are means of random rows: about N^1.5 D products, and a pair is
-missed where the two share no cell. Memory: blocks, and the mapped sketches.
+missed where the two share no cell. Memory: a span of rows, blocks of cosines,
+and the mapped sketches.
 
-Shapes: N rows, n of a block, D sketch width, C cells.
+Shapes: N rows, S of a span, n of a block, D sketch width, C cells.
 """
 
 from collections import defaultdict
@@ -23,8 +24,9 @@ from index.segment import Segment
 __all__ = ["ALL_PAIRS", "keepers"]
 
 ALL_PAIRS = 50_000
-NEAREST = 2
+NEAREST = 4
 BLOCK_ROWS = 4096
+SPAN_ROWS = 65_536  # each span reads the rows kept before it once
 ROWS_A_CELL = 32  # random rows for each centre
 ROUNDS = 3
 
@@ -41,20 +43,78 @@ def keepers(
     if len(rows) != len(ids):
         raise ValueError(f"{len(ids)} ids asked for, {len(rows)} rows found")
     cells = np.zeros((len(ids), 1), np.int64) if len(ids) <= all_pairs else _cells(stored, rows)
-    keeper_N, cosine_N = np.arange(len(ids)), np.ones(len(ids), np.float32)
+    found = _Keepers(len(ids), threshold)
     kept: dict[int, list[np.ndarray]] = defaultdict(list)  # by cell, places in ids, ascending
-    for start in range(0, len(ids), BLOCK_ROWS):
-        block = slice(start, min(start + BLOCK_ROWS, len(ids)))
-        unit_nD = _unit(stored, rows[block])
-        members = list(_members(cells[block]))
+    for start in range(0, len(ids), SPAN_ROWS):
+        span = slice(start, min(start + SPAN_ROWS, len(ids)))
+        unit_SD = _unit(stored, rows[span])
+        for cell, at in _members(cells[span]):
+            for tile in _tiles(kept[cell]):
+                unit_kD = _unit(stored, rows[tile])
+                for part in _tiles([at]):
+                    found.join(unit_SD[part] @ unit_kD.T, start + part, tile)
+        for cell, places in _join_span(found, unit_SD, cells[span], start).items():
+            kept[cell] += places
+    return ids[found.keeper_N], found.cosine_N
+
+
+def _join_span(
+    found: "_Keepers", unit_SD: torch.Tensor, cells_SK: np.ndarray, start: int
+) -> dict[int, list[np.ndarray]]:
+    """Joins the rows of a span to each other; returns the places of those that are kept, by cell.
+
+    In blocks where a cell is so full that its cosines with itself would not fit.
+    """
+    kept: dict[int, list[np.ndarray]] = defaultdict(list)
+    step = BLOCK_ROWS if np.bincount(cells_SK.ravel()).max() > BLOCK_ROWS else len(unit_SD)
+    for first in range(0, len(unit_SD), step):
+        unit_nD = unit_SD[first : first + step]
+        members = list(_members(cells_SK[first : first + step]))
         for cell, at in members:
             for tile in _tiles(kept[cell]):
-                _join(unit_nD[at] @ _unit(stored, rows[tile]).T, start + at, tile, threshold, keeper_N, cosine_N)
-        _join_within(unit_nD, members, start, threshold, keeper_N, cosine_N)
+                found.join(unit_nD[at] @ unit_SD[tile - start].T, start + first + at, tile)
+        found.join_within(unit_nD, members, start + first)
         for cell, at in members:
-            places = start + at
-            kept[cell].append(places[keeper_N[places] == places])
-    return ids[keeper_N], cosine_N
+            places = start + first + at
+            kept[cell].append(places[found.keeper_N[places] == places])
+    return kept
+
+
+class _Keepers:
+    """The place of each row's keeper, and the cosine of the two, as far as rows have been compared."""
+
+    def __init__(self, num_rows: int, threshold: float):
+        self.keeper_N = np.arange(num_rows)
+        self.cosine_N = np.ones(num_rows, np.float32)
+        self._threshold = threshold
+
+    def join(self, cosines_nk: torch.Tensor, places_n: np.ndarray, tile_k: np.ndarray) -> None:
+        """Gives rows the first kept one of a tile that is near, unless they have an earlier one."""
+        near_nk = cosines_nk >= self._threshold
+        hits = torch.nonzero(near_nk.any(dim=1)).ravel()
+        if not len(hits):
+            return
+        first = near_nk[hits].to(torch.uint8).argmax(dim=1)
+        cosines, found, places = cosines_nk[hits, first].numpy(), tile_k[first.numpy()], places_n[hits.numpy()]
+        is_earlier = found < self.keeper_N[places]
+        self.keeper_N[places[is_earlier]], self.cosine_N[places[is_earlier]] = found[is_earlier], cosines[is_earlier]
+
+    def join_within(self, unit_nD: torch.Tensor, members: list[tuple[int, np.ndarray]], start: int) -> None:
+        """The rows of a block that no earlier block keeps, one after another."""
+        near: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for _, at in members:
+            free = at[self.keeper_N[start + at] == start + at]
+            cosines = unit_nD[free] @ unit_nD[free].T
+            is_near = torch.tril(cosines, -1) >= self._threshold
+            later, earlier = (part.numpy() for part in torch.nonzero(is_near, as_tuple=True))
+            values = cosines[later, earlier].tolist()
+            for row, other, value in zip(free[later].tolist(), free[earlier].tolist(), values, strict=True):
+                near[row].append((other, value))
+        for row in sorted(near):
+            for other, value in sorted(near[row]):
+                if self.keeper_N[start + other] == start + other:
+                    self.keeper_N[start + row], self.cosine_N[start + row] = start + other, value
+                    break
 
 
 def _unit(stored: StoredRows, rows: np.ndarray) -> torch.Tensor:
@@ -75,49 +135,6 @@ def _tiles(parts: list[np.ndarray]) -> list[np.ndarray]:
     places = np.concatenate(parts)
     parts[:] = [places]
     return [places[start : start + BLOCK_ROWS] for start in range(0, len(places), BLOCK_ROWS)]
-
-
-def _join(
-    cosines_nk: torch.Tensor,
-    places_n: np.ndarray,
-    tile_k: np.ndarray,
-    threshold: float,
-    keeper_N: np.ndarray,
-    cosine_N: np.ndarray,
-) -> None:
-    """Gives rows the first kept one of a tile that is near, unless they have an earlier one."""
-    near_nk = cosines_nk >= threshold
-    hits = torch.nonzero(near_nk.any(dim=1)).ravel()
-    if not len(hits):
-        return
-    first = near_nk[hits].to(torch.uint8).argmax(dim=1)
-    cosines, found, places = cosines_nk[hits, first].numpy(), tile_k[first.numpy()], places_n[hits.numpy()]
-    earlier = found < keeper_N[places]
-    keeper_N[places[earlier]], cosine_N[places[earlier]] = found[earlier], cosines[earlier]
-
-
-def _join_within(
-    unit_nD: torch.Tensor,
-    members: list[tuple[int, np.ndarray]],
-    start: int,
-    threshold: float,
-    keeper_N: np.ndarray,
-    cosine_N: np.ndarray,
-) -> None:
-    """The rows of a block that no earlier block keeps, one after another."""
-    near: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for _, at in members:
-        free = at[keeper_N[start + at] == start + at]
-        cosines = unit_nD[free] @ unit_nD[free].T
-        later, earlier = (part.numpy() for part in torch.nonzero(torch.tril(cosines, -1) >= threshold, as_tuple=True))
-        values = cosines[later, earlier].tolist()
-        for row, other, value in zip(free[later].tolist(), free[earlier].tolist(), values, strict=True):
-            near[row].append((other, value))
-    for row in sorted(near):
-        for other, value in sorted(near[row]):
-            if keeper_N[start + other] == start + other:
-                keeper_N[start + row], cosine_N[start + row] = start + other, value
-                break
 
 
 def _cells(stored: StoredRows, rows: np.ndarray) -> np.ndarray:

@@ -292,7 +292,7 @@ def measure_store(args: argparse.Namespace) -> None:
         ask = {"data": args.queries, "each": True, "rerank": 0, "top": 100, "harmful": 100, **fields}
         answers = curator.queries(**ask)
         first = seconds(lambda: next(answers))
-        index = curator._answering[1].indexes
+        index = curator._opened.answering.indexes
         waited = seconds(index.wait)
         index._indexes.clear()
         times = [seconds(lambda: next(answers)) for _ in range(args.num_queries)][5:]

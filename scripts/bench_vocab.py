@@ -71,9 +71,10 @@ def main() -> None:
             curator.ingest(data, model=str(args.model), dataset="held", positions="all", text_field="text")
         print(f"ingest: {time.perf_counter() - started:.0f} s", flush=True)
         keys = {row["id"]: int(row["key"].split(":")[1]) for row in curator.values(text=asked[0])}
-        assert curator._answering is not None
+        assert curator._opened is not None
+        assert curator._opened.answering is not None
         describe(curator)
-        bench = Bench(args, curator._answering[1], asked, [stored[keys[id_]] for id_ in sorted(keys)])
+        bench = Bench(args, curator._opened.answering, asked, [stored[keys[id_]] for id_ in sorted(keys)])
         sweep(bench, Path(name)) if args.sweep else ways(bench)
 
 

@@ -72,7 +72,18 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "no output": (["values", "--store", "{store}", *ASK, "--out", "{tmp}/none/v.jsonl"], 1, "cannot be written"),
     "empty delete": (["delete", "--store", "{store}", "--where", " "], 2, "an empty filter"),
     "missing data": (["ingest", "{tmp}/none.jsonl", "--store", "{store}", "--dataset", "d"], 4, "does not exist"),
-    "wrong column": (["ingest", "{data}", "--store", "{store}", "--dataset", "d"], 2, "none of the first"),
+    "wrong column": (
+        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--text-field", "x"], 2, "none of the first"
+    ),
+    "wrong shape": (
+        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--shape", "preference"], 2, "--messages-field"
+    ),
+    "no template": (
+        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", *COLUMNS, "--shape", "chat"], 2, "--chat-template"
+    ),
+    "template that is not there": (
+        ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--chat-template", "{tmp}/x"], 4, "no chat templ"
+    ),
     "half a pair": (
         ["ingest", "{data}", "--store", "{store}", "--dataset", "d", "--prompt-field", "prompt"], 2, "--response-field"
     ),

@@ -17,8 +17,9 @@ def shards(curator: Curator) -> set[Path]:
 
 
 def answering_of(curator: Curator) -> Answering:
-    assert curator._answering is not None
-    return curator._answering[1]
+    assert curator._opened is not None
+    assert curator._opened.answering is not None
+    return curator._opened.answering
 
 
 def ranked(result: Any) -> list[tuple[int, float]]:
@@ -29,7 +30,7 @@ def test_a_query_without_index_is_right_at_once_and_the_index_is_built_beside_it
     expected = indexed.query(**QUESTION)
     wanted = shards(indexed)
     shutil.rmtree(indexed.path / "indexes")
-    indexed._answering = None
+    indexed._opened = None
     first = indexed.query(**QUESTION)
     assert (first.how.index["shards"], first.how.index["scanned"]) == (0, SIZE)
     assert ranked(first) == ranked(expected)
@@ -64,7 +65,7 @@ def test_a_store_that_changed_shares_the_shards_that_still_fit(indexed: Curator)
 
 def test_a_device_that_holds_the_sketches_answers_as_the_scan_does(copied: Curator, monkeypatch: pytest.MonkeyPatch):
     expected = copied.query(**QUESTION)
-    copied._answering = None
+    copied._opened = None
     monkeypatch.setattr(DeviceScan, "fits", staticmethod(lambda segments, device: True))
     found = copied.query(**QUESTION)
     assert found.how.index["type"] == "device"

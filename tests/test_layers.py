@@ -26,6 +26,7 @@ LAYERS = [
         "curator.refit",
         "curator.export",
         "curator.doctor",
+        "curator.preview",
     },
     {"curator.select", "curator.evaluate"},
     {"curator.service"},

@@ -10,7 +10,7 @@ import pytest
 
 from curator import Curator, demo
 from curator.cli.main import cli
-from tests.stores import NAMED
+from tests.stores import CORPUS, NAMED, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,7 +37,7 @@ def test_every_command_says_what_it_does(name: str) -> None:
 
 def test_every_option_shown_in_the_readme_exists() -> None:
     known = {option for command in commands().values() for parameter in command.params for option in parameter.opts}
-    known |= {"--help"}
+    known |= {"--help", "--remote-name-all"}  # the latter is of curl
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known | {"--model", "--train", "--test"}
 
 
@@ -63,3 +63,22 @@ def test_the_worked_example_of_audits_runs(run: Any, tmp_path: Path, monkeypatch
         assert (sum(wrong[:50]), sum(wrong)) == tuple(map(int, re.findall(r"(\d+) of the worst", section)))
         assert curator.notes() == []
         assert curator.tags() == [{"tag": "suspect", "samples": 50}]
+
+
+def test_the_worked_example_on_real_data_runs(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, with files of the same columns in the place of those that it downloads."""
+    section = README.split("## On real data")[1].split("\n## ")[0]
+    block = re.findall(r"```bash\n(.*?)```", section, re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": row["prompt"], "answer": row["response"]} for row in CORPUS]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "percent.jsonl", rows[:9])
+    for line in block.splitlines():
+        words = shlex.split(line.replace("$MODEL", str(demo.MODEL)), comments=True)
+        if words and words[0] == "curator":
+            code, _, err = run(*words[1:])
+            assert code == 0, err
+        else:
+            assert not words or words[0] in ("curl", "export", "grep")
+    assert len((tmp_path / "percent-train.jsonl").read_text().splitlines()) == round(len(rows) / 10)
+    assert "<html" in (tmp_path / "why.html").read_text()

@@ -347,8 +347,9 @@ def test_the_first_query_after_a_refit_finds_its_index_built(grown: Curator):
     assert built
     how = grown.query(**QUESTION).how
     assert (how.space, how.index["shards"]) == (done["space"], len(built))
-    assert grown._answering is not None
-    assert not grown._answering[1].indexes.get("none").num_missing
+    assert grown._opened is not None
+    assert grown._opened.answering is not None
+    assert not grown._opened.answering.indexes.get("none").num_missing
 
 
 @pytest.mark.usefixtures("small_shards")

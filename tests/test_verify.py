@@ -98,8 +98,9 @@ def test_the_vector_index_is_a_cache(indexed: Curator):
     def answer() -> list[tuple[int, float]]:
         with Curator.open(store, create=False, device="cpu") as curator:
             found = [(item.id, item.value) for item in curator.query(**QUESTION).helpful]
-            assert curator._answering is not None
-            curator._answering[1].indexes.wait()  # the files are damaged next: nobody may be writing them
+            assert curator._opened is not None
+            assert curator._opened.answering is not None
+            curator._opened.answering.indexes.wait()  # the files are damaged next: nobody may be writing them
             return found
 
     before = answer()

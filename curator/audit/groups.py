@@ -10,7 +10,7 @@ import numpy as np
 from curator.errors import UsageError
 from curator.metadata.samples import live_rows
 from curator.query import Answering, Query
-from curator.sources import check_fields, read_rows, resolve, to_sample
+from curator.sources import read_rows, resolve, settle_fields, shape_of, to_sample
 from curator.types import BadRow, Fields, Row
 
 __all__ = ["Groups", "reference_queries"]
@@ -49,14 +49,21 @@ class Groups:
         self.ids, self.codes = self.ids[kept], self.codes[kept]
 
 
-def reference_queries(data: Sequence[str | Path], fields: Fields, by: str | None) -> dict[str, Query]:
+def reference_queries(
+    data: Sequence[str | Path], fields: Fields, by: str | None, known: Sequence[Fields] = ()
+) -> dict[str, Query]:
     """Group -> a query of its clean rows. Raises UsageError where no row is usable, or has a group."""
     if by is None and fields.label is None:
         raise UsageError("which column of the reference holds the label? Give --label-field COLUMN, or --by FIELD")
     queries: dict[str, Query] = {}
     bad: list[BadRow] = []
-    fields = check_fields(fields)
-    for path in resolve(data):
+    paths = resolve(data)
+    fields = settle_fields(paths, fields, known)
+    if shape_of(fields) == "preference":
+        raise UsageError(
+            "a reference of preference pairs is none: each is half wrong; give --prompt-field and --response-field"
+        )
+    for path in paths:
         for row in read_rows(path, fields.raw):
             sample = to_sample(row, fields) if isinstance(row, Row) else row
             if isinstance(sample, BadRow):

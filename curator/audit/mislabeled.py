@@ -25,6 +25,7 @@ from curator.audit.groups import Groups, reference_queries
 from curator.audit.results import AuditResult, Suspect, rows_of
 from curator.audit.robust import deviations
 from curator.errors import EmptyQueryError, UsageError
+from curator.metadata.spaces import known_fields
 from curator.query import Answering
 from curator.types import Fields
 from curator.value import Method
@@ -124,7 +125,8 @@ def _against_reference(
     options: MislabeledOptions,
     notes: list[str],
 ) -> Found:
-    queries = reference_queries(reference, fields, options.by)
+    known = [columns for _, columns in known_fields(answering.session)]
+    queries = reference_queries(reference, fields, options.by, known)
     search: dict[int, np.ndarray] = {}
     clean: dict[str, int] = {}
     for code, name in enumerate(groups.names):

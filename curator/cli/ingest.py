@@ -42,6 +42,11 @@ _SECONDS_BETWEEN_LINES = 10.0
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="[default: the checkpoint's]"
 )
 @click.option(
+    "--chat-template",
+    metavar="FILE",
+    help="A Jinja template for conversations, in the place of the model's own. [default: the model's]",
+)
+@click.option(
     "--batch-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Tokens in one forward pass."
 )
 @click.option(
@@ -99,7 +104,7 @@ def _print(report: Any) -> None:
         "truncated": report.truncated,
     }
     said = [f"{count:,} {name}" for name, count in others.items() if count]
-    click.echo(f"{report.rows:,} rows read" + (f": {', '.join(said)}" if said else ""))
+    click.echo(f"{report.rows:,} rows read as {printable(report.reading)}" + (f": {', '.join(said)}" if said else ""))
     if report.added:
         click.echo(
             f"{report.tokens:,} tokens in {report.seconds:.1f} s ({report.added / forward:,.1f} samples/s, "
@@ -117,6 +122,7 @@ class _Reporter:
         self._quiet = quiet
         self._bar: Any = None
         self._task: Any = None
+        self._phase = ""
         self._started = self._last = time.monotonic()
 
     def __enter__(self) -> "_Reporter":
@@ -142,7 +148,13 @@ class _Reporter:
             self._bar.stop()
 
     def __call__(self, progress: Any) -> None:
+        if progress.phase == "reading":
+            if not self._quiet:
+                click.echo(f"curator: reading as {printable(progress.reading)}", err=True)
+            return
         now = time.monotonic()
+        if progress.phase != self._phase:  # rate and time left are those of a phase: calibration comes first
+            self._phase, self._started = progress.phase, now
         rate = self._rate(progress, now)
         # Rows are read ahead of the model by up to a segment: what counts is what has passed the model or was known.
         waiting = max(0, progress.waiting)

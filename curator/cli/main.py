@@ -15,6 +15,7 @@ from curator.cli.audit import audit
 from curator.cli.evaluate import evaluate
 from curator.cli.explain import explain
 from curator.cli.ingest import ingest
+from curator.cli.preview import preview
 from curator.cli.printable import printable
 from curator.cli.queries import queries
 from curator.cli.query import query, values
@@ -42,7 +43,22 @@ def cli() -> None:
 
 
 for command in (
-    *(ingest, query, queries, explain, select, values, audit, evaluate, status, quarantined, delete, restore, compact),
+    *(
+        preview,
+        ingest,
+        query,
+        queries,
+        explain,
+        select,
+        values,
+        audit,
+        evaluate,
+        status,
+        quarantined,
+        delete,
+        restore,
+        compact,
+    ),
     *(refit, verify, tag, untag, tags, note, notes, changes, undo, doctor, db),
 ):
     cli.add_command(command)

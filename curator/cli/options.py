@@ -40,7 +40,7 @@ _device = click.option(
 )
 
 field_options = _all(
-    click.option("--text-field", metavar="COLUMN", help="The column with the text. [default: text]"),
+    click.option("--text-field", metavar="COLUMN", help="The column with the text."),
     click.option("--prompt-field", metavar="COLUMN", help="The prompt's column; only the response counts."),
     click.option("--response-field", metavar="COLUMN", help="The response's column."),
     click.option(
@@ -48,6 +48,14 @@ field_options = _all(
         metavar="COLUMN",
         help="A row's image or list of images: bytes, or paths below the data file's folder. They stand where the text "
         "says <image>, else before it; in a conversation at its image parts.",
+    ),
+    click.option(
+        "--messages-field", metavar="COLUMN", help="The column with a conversation; the assistant's turns count."
+    ),
+    click.option(
+        "--shape",
+        type=click.Choice(["chat", "prompt", "text", "preference"]),
+        help="What rows are, where no column is named. [default: what their columns say]",
     ),
     click.option("--id-field", metavar="COLUMN", help="Your own id of a row; it becomes the sample's key."),
 )

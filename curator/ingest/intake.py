@@ -21,13 +21,14 @@ from curator.ingest.report import Meter
 from curator.metadata.row_numbers import RowNumbers, RowsRead
 from curator.metadata.samples import by_hash, keys_taken
 from curator.models import Encoder
-from curator.sources import content_hash, read_rows, to_sample
+from curator.sources import SIDES, content_hash, read_rows, to_samples
 from curator.types import BadRow, EncodedSample, Fields, Row, Sample
 
-__all__ = ["Intake", "NewSample", "Window", "portions", "read_samples", "require_usable"]
+__all__ = ["Intake", "NewSample", "Window", "portions", "read_samples", "require_encodable", "require_usable"]
 
 _PORTION, _PORTION_CHARACTERS = 512, 4_000_000
 _PEEK, _PEEK_AT_IMAGES = 1_000, 64
+_FEW = 100
 _ROWS_BETWEEN_COMMITS = 20_000  # of rows that bring nothing new
 Item = TypeVar("Item", bound=Sample | BadRow)
 
@@ -55,11 +56,15 @@ def read_samples(paths: Sequence[Path], fields: Fields) -> Iterator[Sample | Bad
     """The samples and bad rows of all files, in order."""
     for path in paths:
         for row in read_rows(path, fields.raw):
-            yield to_sample(row, fields) if isinstance(row, Row) else row
+            found = to_samples(row, fields) if isinstance(row, Row) else row
+            if isinstance(found, BadRow):
+                yield found
+            else:
+                yield from found
 
 
-def require_usable(paths: Sequence[Path], fields: Fields) -> None:
-    """Raises UsageError when none of the first rows is usable: a wrong column, not some bad rows."""
+def require_usable(paths: Sequence[Path], fields: Fields) -> list[Sample]:
+    """The first samples. Raises UsageError when none of the first rows is usable: a wrong column, not some bad rows."""
     first = list(itertools.islice(read_samples(paths, fields), _PEEK if fields.image is None else _PEEK_AT_IMAGES))
     if not first:
         raise UsageError(f"no rows in {paths[0]}" + (f" and {len(paths) - 1} more files" if len(paths) > 1 else ""))
@@ -69,12 +74,25 @@ def require_usable(paths: Sequence[Path], fields: Fields) -> None:
         most = max(set(reasons), key=reasons.count)
         raise UsageError(
             f"none of the first {len(first):,} rows of {paths[0].name} is usable: {most}; "
-            "choose columns with --text-field, or --prompt-field and --response-field"
+            "choose columns with --text-field, --prompt-field and --response-field, or --messages-field"
         )
     if fields.label is not None and all(isinstance(item, BadRow) or item.label is None for item in first):
         raise UsageError(
             f"none of the first {len(first):,} rows of {paths[0].name} has a label in {fields.label!r}; "
             "correct --label-field, or leave it out"
+        )
+    return [item for item in first if isinstance(item, Sample)]
+
+
+def require_encodable(samples: Sequence[Sample], encoder: Encoder) -> None:
+    """Raises UsageError where the samples are conversations, and the chat template can do nothing with any of them."""
+    chats = [sample for sample in samples if sample.messages is not None][:_FEW]
+    if not chats:
+        return
+    reasons = [item for item in encoder.encode(chats) if isinstance(item, str)]
+    if len(reasons) == len(chats):
+        raise UsageError(
+            f"none of the first {len(chats):,} conversations is usable: {max(set(reasons), key=reasons.count)}"
         )
 
 
@@ -93,6 +111,7 @@ class Intake:
     committed: deque[list[NewSample]] = field(default_factory=deque)  # filled by those who commit, in any thread
     _pending_hashes: set[bytes] = field(default_factory=set)  # of samples that are not known to be committed
     _pending_keys: set[str] = field(default_factory=set)
+    _renumbered: dict[int, int] = field(default_factory=dict)  # of preference pairs: both samples get one new number
 
     def __post_init__(self) -> None:
         self.report = self.meter.report
@@ -135,7 +154,7 @@ class Intake:
     def _sort(self, portion: Sequence[Sample | BadRow]) -> list[NewSample]:
         self._forget_committed()
         numbers = [self.numbers.number(item.source, item.row) for item in portion]
-        self.report.rows += len(portion)
+        self.report.rows += sum(not _is_second(item) for item in portion)
         samples = []
         for item, number in zip(portion, numbers, strict=True):
             if isinstance(item, BadRow):
@@ -178,12 +197,17 @@ class Intake:
                 self._pending_hashes.discard(digest)
                 self._quarantine(sample.source, sample.row, result, sample.full_text)
                 continue
-            key = sample.key if sample.key is not None else f"{self.dataset}:{number}"
             if sample.images:  # from here on their bytes are in the store, and not in memory
                 sample = self.images.put(sample)
                 result = replace(result, images=sample.images)
-            new.append(NewSample(sample, result, digest, number, key))
+            new.append(NewSample(sample, result, digest, number, self._key(sample, number)))
         return new
+
+    def _key(self, sample: Sample, number: int) -> str:
+        """The user's own, or one by the row's number; those of a pair say which one it is."""
+        if sample.key is not None:
+            return sample.key
+        return f"{self.dataset}:{number}" + (f"/{sample.pair[1]}" if sample.pair else "")
 
     def _settle_keys(self, samples: list[NewSample]) -> list[NewSample]:
         """A key names one live sample: another one with the user's key is refused, one without gets a fresh number."""
@@ -196,8 +220,10 @@ class Intake:
                     self._refuse_key(new)
                     continue
                 # The row's number was another row's before: rows were inserted above it, or its text has changed.
-                number = self.numbers.fresh()
-                new = replace(new, row=number, key=f"{self.dataset}:{number}")
+                number = self._renumbered.get(new.row) or self.numbers.fresh()
+                if new.sample.pair:
+                    self._renumbered[new.row] = number
+                new = replace(new, row=number, key=self._key(new.sample, number))
             self._pending_keys.add(new.key)
             kept.append(new)
         return kept
@@ -209,6 +235,11 @@ class Intake:
             "delete that one first, or choose another --id-field"
         )
         self._quarantine(new.sample.source, new.sample.row, reason, new.sample.full_text)
+
+
+def _is_second(item: Sample | BadRow) -> bool:
+    """Whether it is of the row before it: the second one of a preference pair."""
+    return isinstance(item, Sample) and item.pair is not None and item.pair[1] == SIDES[1]
 
 
 def portions(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -13,9 +13,13 @@ __all__ = ["IngestReport", "Meter", "OnProgress", "Progress"]
 
 @dataclass
 class IngestReport:
-    """Counts of one ingest. Every row read is in exactly one of added, present, duplicates, deleted, quarantined."""
+    """Counts of one ingest. Every row read is in exactly one of added, present, duplicates, deleted, quarantined.
+
+    Of preference pairs, which are two samples a row, these count the samples.
+    """
 
     dataset: str
+    reading: str = ""  # what the rows were read as: "chat: 812 conversations (messages)"
     space: str = ""
     is_new_space: bool = False
     rows: int = 0
@@ -53,13 +57,14 @@ class IngestReport:
 class Progress:
     """Where a running ingest stands."""
 
-    phase: str  # "calibrating" or "ingesting"
+    phase: str  # "calibrating", "ingesting", or first "reading" where the columns told what the rows are
     rows: int
     total_rows: int | None
     samples: int  # through the model since the start, committed or not
     tokens: int
     committed: int
     waiting: int  # new samples that were read and have not been through the model
+    reading: str  # what the rows are read as
 
 
 OnProgress = Callable[[Progress], None]
@@ -86,5 +91,7 @@ class Meter:
         report = self.report
         waiting = max(0, self.num_new - self.samples)
         self.on_progress(
-            Progress(phase, report.rows, self.total_rows, self.samples, self.tokens, report.added, waiting)
+            Progress(
+                phase, report.rows, self.total_rows, self.samples, self.tokens, report.added, waiting, report.reading
+            )
         )

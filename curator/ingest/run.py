@@ -23,17 +23,17 @@ from sqlalchemy.orm import Session
 from curator.errors import UsageError
 from curator.image_files import ImageFiles
 from curator.ingest.ahead import ahead
-from curator.ingest.intake import Intake, Window, portions, read_samples, require_usable
+from curator.ingest.intake import Intake, Window, portions, read_samples, require_encodable, require_usable
 from curator.ingest.report import IngestReport, Meter, OnProgress
 from curator.ingest.segment_writer import SegmentWriter
 from curator.ingest.workers import Local, Recipe, Wait, Workers
 from curator.metadata.commits import next_sample_id
 from curator.metadata.row_numbers import RowNumbers
-from curator.metadata.spaces import dataset_named
+from curator.metadata.spaces import dataset_named, known_fields
 from curator.metadata.tables import Sample as SampleRow
 from curator.metadata.tables import Space
 from curator.models import OnLong, Positions
-from curator.sources import check_fields, count_rows, resolve
+from curator.sources import count_rows, describe, is_named, resolve, settle_fields
 from curator.space import LoadedModel, SpaceOptions, add_space, existing_space, load_for_ingest
 from curator.store import PROJECTION_FILE, Store
 from curator.types import BadRow, EncodedSample, Fields, Sample
@@ -87,15 +87,23 @@ def ingest(
     if not dataset.strip() or len(dataset) > 200 or not dataset.isprintable():
         raise UsageError(f"--dataset must be a name of 1 to 200 printable characters, got {dataset[:50]!r}")
     started = time.perf_counter()
-    paths, fields = resolve(data), check_fields(fields)
-    require_usable(paths, fields)
-    report = IngestReport(dataset)
-    meter = Meter(report, count_rows(paths), on_progress)
+    paths = resolve(data)
+    with store.session() as session:
+        known = [fields for name, fields in known_fields(session) if name == dataset]
+    was_named = is_named(fields)
+    fields = settle_fields(paths, fields, known)
+    first = require_usable(paths, fields)
+    total = count_rows(paths)
+    report = IngestReport(dataset, describe(fields, total))
+    meter = Meter(report, total, on_progress)
+    if not was_named:  # what was recognised is said aloud
+        meter.tell("reading")
     with store.writing(), store.session() as session:
         try:
             loaded = _load(session, model, revision, options)
             if fields.image is not None and loaded.encoder.vision is None:
                 raise UsageError(f"--image-field {fields.image}: {loaded.encoder.why_no_images}")
+            require_encodable(first, loaded.encoder)
             space = existing_space(session, loaded) or _new_space(store, session, loaded, paths, fields, options, meter)
             session.commit()
             _run(store, loaded, space, read_samples(paths, fields), dataset, fields, options, meter)
@@ -103,6 +111,7 @@ def ingest(
             session.rollback()
             report.is_interrupted = True
         report.num_samples = _count(session, dataset)
+    report.reading = describe(fields, report.rows)
     report.seconds = time.perf_counter() - started
     return report
 

@@ -44,7 +44,18 @@ def commit_rows(session: Session, read: RowsRead) -> None:
             )
         )
     if read.bad:
-        session.execute(sa.insert(Quarantined), [_quarantined(read, bad) for bad in read.bad])
+        # Both samples of a preference pair may be refused, and in two commits: one reason is told for the row.
+        bad = {(row.source, row.row): _quarantined(read, row) for row in read.bad}
+        session.connection().execute(
+            sa.delete(Quarantined).where(
+                Quarantined.space_id == read.space_id,
+                Quarantined.dataset_id == read.dataset_id,
+                Quarantined.source == sa.bindparam("of_source"),
+                Quarantined.row == sa.bindparam("at_row"),
+            ),
+            [{"of_source": source, "at_row": row} for source, row in bad],
+        )
+        session.execute(sa.insert(Quarantined), list(bad.values()))
     if read.updates:
         session.execute(sa.update(Sample), read.updates)
     session.commit()

@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from curator.errors import NotFoundError
 from curator.metadata.tables import Dataset, Space
+from curator.types import Fields
 
-__all__ = ["dataset_named", "find_space", "space_for_recipe"]
+__all__ = ["dataset_named", "find_space", "known_fields", "space_for_recipe"]
 
 
 def space_for_recipe(session: Session, recipe_hash: str) -> Space | None:
@@ -55,3 +56,9 @@ def dataset_named(session: Session, name: str) -> Dataset:
         session.add(dataset)
         session.flush()
     return dataset
+
+
+def known_fields(session: Session) -> list[tuple[str, Fields]]:
+    """(dataset, the columns of its newest source) of datasets whose columns are known, the newest dataset first."""
+    rows = session.execute(sa.select(Dataset.name, Dataset.fields).order_by(Dataset.id.desc()))
+    return [(name, Fields(**fields)) for name, fields in rows if fields]

@@ -1,5 +1,6 @@
 """Counts for `curator status`: what the store holds, by space and dataset."""
 
+import hashlib
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ def spaces_of(session: Session) -> list[dict[str, Any]]:
             "positions": space.recipe["positions"],
             "max_length": space.recipe["max_length"],
             "dtype": space.recipe["dtype"],
+            "chat_template": _short_hash(space.recipe.get("chat_template")),
             "projection": space.projection,
             "created_at": space.created_at.isoformat(),
             **_counts(session, Sample.space_id == space.id),
@@ -29,6 +31,11 @@ def spaces_of(session: Session) -> list[dict[str, Any]]:
         }
         for space in session.scalars(sa.select(Space).order_by(Space.id))
     ]
+
+
+def _short_hash(template: str | None) -> str | None:
+    """By what a template given in the place of the model's own is told from another."""
+    return None if template is None else hashlib.sha256(template.encode()).hexdigest()[:12]
 
 
 def _counts(session: Session, *conditions: sa.ColumnElement[bool]) -> dict[str, Any]:

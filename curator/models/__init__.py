@@ -1,7 +1,16 @@
 """Models and tokenizers: samples to token ids, token ids to last hidden states and prediction errors."""
 
 from curator.models.batches import make_batches
-from curator.models.causal_lm import CausalLM, CountedHidden, check_tokenizer, load_tokenizer, locate, pick_device
+from curator.models.causal_lm import (
+    CausalLM,
+    CountedHidden,
+    check_tokenizer,
+    load_limits,
+    load_tokenizer,
+    locate,
+    pick_device,
+)
+from curator.models.chat import own_template, read_template
 from curator.models.encode import Encoder, OnLong, Positions
 from curator.models.fingerprint import FileStamp, hash_model_files
 from curator.models.head import Head
@@ -18,9 +27,12 @@ __all__ = [
     "Vision",
     "check_tokenizer",
     "hash_model_files",
+    "load_limits",
     "load_tokenizer",
     "load_vision",
     "locate",
     "make_batches",
+    "own_template",
     "pick_device",
+    "read_template",
 ]

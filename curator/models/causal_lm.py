@@ -14,7 +14,7 @@ from curator.models.head import Head, backbone, find_head
 from curator.models.vision import Vision, image_groups, is_vision_config, load_vision
 from curator.types import EncodedSample
 
-__all__ = ["CausalLM", "CountedHidden", "check_tokenizer", "load_tokenizer", "locate", "pick_device"]
+__all__ = ["CausalLM", "CountedHidden", "check_tokenizer", "load_limits", "load_tokenizer", "locate", "pick_device"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a model directory needs to be loaded; anything else in a repository stays there.
@@ -74,6 +74,20 @@ def load_tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as many types as there are ways for somebody's files to be wrong
         raise ModelError(f"no usable tokenizer in {directory}: {_reason(error)}") from error
+
+
+def load_limits(directory: Path) -> tuple[int | None, int]:
+    """(the longest sequence, the number of tokens) of a model, by its configuration alone: a first look, no weights.
+
+    Raises ModelError when there is no usable configuration.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True).get_text_config()
+        return _context(config), int(config.vocab_size)
+    except Exception as error:  # as many types as there are ways for somebody's files to be wrong
+        raise ModelError(f"no usable configuration in {directory}: {_reason(error)}") from error
 
 
 class CausalLM:
@@ -149,9 +163,7 @@ class CausalLM:
     @property
     def context(self) -> int | None:
         """The longest sequence the model was built for, where its configuration says so."""
-        config = self._model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        return int(limit) if limit else None
+        return _context(self._model.config.get_text_config())
 
     @property
     def vocab_size(self) -> int:
@@ -251,6 +263,11 @@ def _pad(batch: Sequence[EncodedSample]) -> tuple[torch.Tensor, torch.Tensor, to
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on a device; to a GPU from pinned memory, so that the copy does not wait for the GPU's work."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _context(config: Any) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(limit) if limit else None
 
 
 def _reason(error: Exception) -> str:

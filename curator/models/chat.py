@@ -10,14 +10,15 @@ with the end of its rendering as the last one, and must hold the end of its cont
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curator.errors import UsageError
+from curator.errors import NotFoundError, UsageError
 from curator.types import Message, Sample
 
-__all__ = ["Chat", "Rendered", "counted_tokens"]
+__all__ = ["Chat", "Rendered", "counted_tokens", "own_template", "read_template"]
 
 Span = tuple[int, int]  # characters [start, stop)
 
@@ -211,6 +212,19 @@ def own_template(tokenizer: Any) -> str | None:
     template = getattr(tokenizer, "chat_template", None)
     found = template.get("default") if isinstance(template, dict) else template
     return found if isinstance(found, str) else None
+
+
+def read_template(path: str | Path) -> str:
+    """The template in a file, as Jinja. Raises NotFoundError, UsageError for one that is no text or empty."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotFoundError(f"no chat template at {path}: --chat-template needs a file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the chat template {path} is not UTF-8 text") from error
+    if not text.strip():
+        raise UsageError(f"the chat template {path} is empty")
+    return text
 
 
 def counted_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:

@@ -4,6 +4,7 @@ from curator.query.answer import Answering, QueryOptions
 from curator.query.explain import Explanation, explain
 from curator.query.indexes import refresh_indexes
 from curator.query.inputs import Query, QueryInput, read_queries
+from curator.query.opened import OpenedSpace
 from curator.query.question import Asked, OneQuestion, Question, is_asking, parts_of
 from curator.query.results import How, QueryResult, ScoredSample, TokenValue
 from curator.query.saved import record_tops, save_query
@@ -15,6 +16,7 @@ __all__ = [
     "Explanation",
     "How",
     "OneQuestion",
+    "OpenedSpace",
     "Query",
     "QueryInput",
     "QueryOptions",

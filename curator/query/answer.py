@@ -25,7 +25,7 @@ from curator.query.saved import represent_saved
 from curator.query.trust import Trust, bounds_of, check_end
 from curator.space import ModelOfSpace
 from curator.store import Store
-from curator.types import EncodedSample
+from curator.types import EncodedSample, Sample
 from curator.value import (
     DEFAULT_DAMPING,
     METHODS,
@@ -135,11 +135,22 @@ class Answering:
         return prepare(represented, self.projection, method, damping), query.description | description
 
     def represent(self, query: Query) -> tuple[QueryRepresentation, dict[str, Any]]:
-        """The mean of a query's samples, run through the model, and their counts."""
+        """The mean of a query's samples, less that of those against it, run through the model; and their counts."""
+        terms: list[tuple[float, QueryRepresentation]] = []
+        counts: list[dict[str, Any]] = []
+        for factor, samples in query.terms():
+            represented, of_term = self._mean(samples, [bad.reason for bad in query.skipped if not counts])
+            terms.append((factor, represented))
+            counts.append(of_term)
+        combined = terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else QueryRepresentation.combine(terms)
+        return combined, {name: sum(of_term[name] for of_term in counts) for name in counts[0]}
+
+    def _mean(self, samples: Sequence[Sample], problems: list[str]) -> tuple[QueryRepresentation, dict[str, Any]]:
+        """The mean of samples, run through the model, and their counts; `problems` are known already."""
         encoder = self.model.encoder
-        results = encoder.encode(query.samples)
+        results = encoder.encode(samples)
         encoded = [item for item in results if isinstance(item, EncodedSample)]
-        problems = [bad.reason for bad in query.skipped] + [item for item in results if isinstance(item, str)]
+        problems = problems + [item for item in results if isinstance(item, str)]
         if not encoded:
             raise EmptyQueryError(f"the query has no counted token: {problems[-1]}")
         gradient = QueryGradient(self.model.lm.head)
@@ -384,7 +395,7 @@ class Answering:
     @staticmethod
     def notes(query: Query, description: dict[str, Any], *, captured: float) -> list[str]:
         """What a reader of any answer to the query should know of it, in words."""
-        notes = []
+        notes = [] if query.reading is None else [query.reading]
         if description["num_skipped"]:
             first = query.skipped[0].reason if query.skipped else "no counted token"
             notes.append(f"{description['num_skipped']} rows of the query were skipped ({first})")

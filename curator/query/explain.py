@@ -194,7 +194,7 @@ def _parts(
 def _weighted(answering: Answering, query: Query) -> Iterator[tuple[float, list[Sample]]]:
     """The means that a query is the weighted sum of."""
     if not query.saved:
-        yield 1.0, query.samples
+        yield from query.terms()
     for name, factor in query.saved.items():
         for part in find_query(answering.session, name).parts:
             yield factor * part["weight"], [sample_of(answering.store, sample) for sample in part["samples"]]

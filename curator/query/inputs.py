@@ -1,14 +1,14 @@
 """What a query is made of: a text, a prompt and response, or the rows of files; one query, or one per row or group."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from curator.errors import NotFoundError, UsageError
 from curator.query.expression import parse_expression
-from curator.sources import check_fields, read_rows, resolve, to_sample
+from curator.sources import SIDES, check_fields, describe, is_named, read_rows, resolve, settle_fields, to_samples
 from curator.sources.images import ImageError, open_image
 from curator.types import BadRow, Fields, Image, Row, Sample
 
@@ -33,10 +33,12 @@ class QueryInput:
 
 @dataclass
 class Query:
-    """What is valued against: the mean of samples, or saved queries with their factors; and its description."""
+    """What is valued against: the mean of samples, less that of `minus`; or saved queries with their factors."""
 
     description: dict[str, Any]
     samples: list[Sample]
+    minus: list[Sample] = field(default_factory=list)  # the rejected ones of preference pairs
+    reading: str | None = None  # what its rows were recognised as, where the caller did not say
     skipped: list[BadRow] = field(default_factory=list)
     saved: dict[str, float] = field(default_factory=dict)
 
@@ -46,9 +48,26 @@ class Query:
         described = self.description
         return str(described.get("group", described.get("key", described.get("row", ""))))
 
+    def terms(self) -> Iterator[tuple[float, list[Sample]]]:
+        """The means that it is the weighted sum of, where it is not made of saved queries."""
+        if self.samples or not self.minus:
+            yield 1.0, self.samples
+        if self.minus:
+            yield -1.0, self.minus
 
-def read_queries(given: QueryInput) -> Iterator[Query]:
-    """The queries of an input, in order. Raises UsageError for a combination that makes none."""
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Takes the samples of a row in; the rejected one of a preference pair on the other side."""
+        for sample in samples:
+            is_rejected = sample.pair is not None and sample.pair[1] == SIDES[1]
+            (self.minus if is_rejected else self.samples).append(sample)
+
+
+def read_queries(given: QueryInput, known: Callable[[], Sequence[Fields]] = tuple) -> Iterator[Query]:
+    """The queries of an input, in order. Raises UsageError for a combination that makes none.
+
+    `known`: the columns of the corpus's datasets; they are those of `data` too where the caller names none and they are
+    there. Preference pairs are one query: the mean of what was chosen less that of what was rejected.
+    """
     has_prompt = given.prompt is not None or given.response is not None
     kinds = [given.text is not None, has_prompt, bool(given.data), given.saved is not None, given.expr is not None]
     if sum(kinds) != 1:
@@ -62,7 +81,7 @@ def read_queries(given: QueryInput) -> Iterator[Query]:
     if given.images and given.text is None and not has_prompt:
         raise UsageError("--image belongs to --text, or to --prompt with --response; of --data use --image-field")
     if given.data:
-        return _from_data(given)
+        return _from_data(given, known)
     if given.saved is not None:
         return iter([Query({"saved": given.saved}, [], saved={given.saved: 1.0})])
     if given.expr is not None:
@@ -100,21 +119,24 @@ def _from_text(given: QueryInput) -> Query:
     return Query({"prompt": prompt, "response": given.response} | shown, [sample])
 
 
-def _from_data(given: QueryInput) -> Iterator[Query]:
-    paths, fields = resolve(given.data), check_fields(given.fields)
+def _from_data(given: QueryInput, known: Callable[[], Sequence[Fields]]) -> Iterator[Query]:
+    paths = resolve(given.data)
+    fields = settle_fields(paths, given.fields, known())
+    is_plain = is_named(given.fields) or fields == check_fields(Fields(id=fields.id))  # nobody needs to be told
+    reading = None if is_plain else f"reading as {describe(fields)}"
     names = [str(item) for item in given.data]
     if given.each:
-        yield from _one_per_row(paths, fields)
+        yield from _one_per_row(paths, fields, reading)
         return
-    groups: dict[str, Query] = defaultdict(lambda: Query({}, []))
+    groups: dict[str, Query] = defaultdict(lambda: Query({}, [], reading=reading))
     skipped = []
     for row in _rows(paths, fields):
         group = _group(row, given.by) if isinstance(row, Row) else row
-        item = to_sample(row, fields) if isinstance(row, Row) and isinstance(group, str) else group
-        if isinstance(item, Sample):
-            groups[str(group)].samples.append(item)
-        elif isinstance(item, BadRow):
-            skipped.append(item)
+        found = to_samples(row, fields) if isinstance(row, Row) and isinstance(group, str) else group
+        if isinstance(found, list):
+            groups[str(group)].add(found)
+        elif isinstance(found, BadRow):
+            skipped.append(found)
     if not groups:
         raise UsageError(f"no usable row in {', '.join(names)}: {skipped[0].reason if skipped else 'it has no rows'}")
     for name, query in groups.items():
@@ -123,20 +145,22 @@ def _from_data(given: QueryInput) -> Iterator[Query]:
         yield query
 
 
-def _one_per_row(paths: list[Path], fields: Fields) -> Iterator[Query]:
+def _one_per_row(paths: list[Path], fields: Fields, reading: str | None) -> Iterator[Query]:
     skipped: list[BadRow] = []  # before the first usable row; later ones are told with the row before them
     query: Query | None = None
     for row in _rows(paths, fields):
-        item = to_sample(row, fields) if isinstance(row, Row) else row
-        if isinstance(item, BadRow):
-            (query.skipped if query else skipped).append(item)
+        found = to_samples(row, fields) if isinstance(row, Row) else row
+        if isinstance(found, BadRow):
+            (query.skipped if query else skipped).append(found)
             continue
         if query is not None:
             yield query
-        description: dict[str, Any] = {"data": [item.source], "row": item.row}
-        if item.key is not None:
-            description["key"] = item.key
-        query = Query(description, [item], [] if query else skipped)
+        first = found[0]
+        description: dict[str, Any] = {"data": [first.source], "row": first.row}
+        if first.key is not None:
+            description["key"] = first.key if first.pair is None else first.pair[0]
+        query = Query(description, [], reading=reading, skipped=[] if query else skipped)
+        query.add(found)
     if query is not None:
         yield query
     else:

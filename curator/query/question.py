@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from curator.query.answer import QueryOptions
 from curator.query.inputs import QueryInput
-from curator.types import Fields
+from curator.types import Fields, Shape
 from curator.value import Method
 
 __all__ = ["Asked", "OneQuestion", "Question", "is_asking", "parts_of"]
@@ -24,6 +24,8 @@ class OneQuestion(TypedDict, total=False):
     prompt_field: str | None
     response_field: str | None
     image_field: str | None
+    messages_field: str | None
+    shape: Shape | None  # or what the columns make, where none is named: chat, prompt, text or preference
     id_field: str | None
     image: str | Path | Sequence[str | Path]  # image files of the text or prompt
     saved: str | None  # or against a saved query
@@ -85,6 +87,8 @@ def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
             question.get("response_field"),
             question.get("id_field"),
             image=question.get("image_field"),
+            messages=question.get("messages_field"),
+            shape=question.get("shape"),
         ),
         question.get("each", False),
         question.get("by"),

@@ -44,9 +44,10 @@ def save_query(answering: "Answering", name: str, query: Query, *, is_replaced: 
         ]
     else:
         represented, description = answering.represent(query)
-        samples = [answering.store.images.put(sample) for sample in query.samples]
-        keep_images(answering.store, session, samples)
-        parts = [{"weight": 1.0, "samples": [_plain(sample) for sample in samples]}]
+        parts = [
+            {"weight": factor, "samples": [_kept(answering, sample) for sample in samples]}
+            for factor, samples in query.terms()
+        ]
     if not represented.norm > 0:
         raise EmptyQueryError("the query has no usable gradient: the model predicts it perfectly, or gave NaN")
     if former is not None:
@@ -163,6 +164,13 @@ def sample_of(store: Store, plain: dict[str, Any]) -> Sample:
     """A sample of a saved query, as it is kept with it."""
     images = tuple(Image(sha256) for sha256 in plain.get("images", ()))
     return store.images.located(Sample(**plain | {"images": images}))
+
+
+def _kept(answering: "Answering", sample: Sample) -> dict[str, Any]:
+    """The sample as it is kept with a query, its images in the store."""
+    sample = answering.store.images.put(sample)
+    keep_images(answering.store, answering.session, [sample])
+    return _plain(sample)
 
 
 def _plain(sample: Sample) -> dict[str, Any]:

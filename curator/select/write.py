@@ -26,7 +26,7 @@ from curator.select.selection import Selection
 from curator.sources import resolve
 from curator.sources.image_values import restored
 from curator.sources.images import read_image
-from curator.types import Image
+from curator.types import INPUT_BREAK, Image
 from index.stored import hash_file
 
 __all__ = ["write_selection"]
@@ -118,7 +118,7 @@ class _Rows:
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:
         fields = self._fields[dataset]
         self.has_images |= bool(sample.images)
-        parts = {
+        parts: dict[str, Any] = {
             "text": sample.text if sample.messages is None else None,
             "prompt": sample.prompt,
             "response": sample.response,
@@ -127,6 +127,12 @@ class _Rows:
             "id": sample.key if sample.has_own_key else None,
             "label": sample.label,
         }
+        if sample.messages is not None and {"prompt", "response"} <= fields.keys() and len(sample.messages) == 2:
+            parts["messages"] = None  # two columns, which were read as turns
+            parts["prompt"], parts["response"] = (turn["content"] for turn in sample.messages)
+        given = sample.meta.get(fields["input"]) if "input" in fields else None
+        if given and parts["prompt"]:
+            parts["prompt"] = parts["prompt"].removesuffix(INPUT_BREAK + given)
         named = {fields.get(role) or role: parts[role] for role in _ROLES if parts[role] is not None}
         return named | sample.meta
 

@@ -16,8 +16,9 @@ def content_hash(sample: Sample) -> bytes:
 
     Content is what the model reads, split as it is split: (text), (prompt, response) or (messages, tools), the bytes of
     its images, and the user's own key where one is given. The key counts because a user who numbers the samples says
-    that two equal texts are two samples. Label, metadata, file and row do not count: they describe a sample and may be
-    corrected or moved, and a second ingest must then find the sample again.
+    that two equal texts are two samples; so does the preference pair that a sample is of. Label, metadata, file and row
+    do not count: they describe a sample and may be corrected or moved, and a second ingest must then find the sample
+    again.
 
     Each part is written with its length before it, so no two contents share an encoding ("ab" + "c", "a" + "bc").
     The result is stored: changing the encoding makes every store ingest its data a second time.
@@ -35,6 +36,8 @@ def content_hash(sample: Sample) -> bytes:
         parts += ["image", image.sha256]
     if sample.key is not None:
         parts += ["key", sample.key]
+    if sample.pair is not None:
+        parts += ["pair", *sample.pair]
     digest = blake2b(digest_size=HASH_BYTES, person=b"curator-sample-1")
     for part in parts:
         assert part is not None, "a sample holds text, prompt and response, or messages"

@@ -42,11 +42,12 @@ def by_definition(vectors: np.ndarray, threshold: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threshold", [0.8, 0.95, 0.99])
-@pytest.mark.parametrize("block_rows", [7, 4096])
+@pytest.mark.parametrize(("block_rows", "span_rows"), [(7, 40), (7, 65_536), (4096, 40), (4096, 65_536)])
 def test_keepers_are_those_of_the_plain_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float, block_rows: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float, block_rows: int, span_rows: int
 ):
     monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(module, "SPAN_ROWS", span_rows)
     segments, ids = make(tmp_path, crowded(1, 300), gap=3)
     stored = np.concatenate([segment.sketches(0, segment.num_samples) for segment in segments]).astype(np.float64)
     expected = by_definition(stored, threshold)
@@ -67,17 +68,22 @@ def test_some_of_the_ids_are_those_alone(tmp_path: Path):
         keepers(segments, np.array([4, 5]), 0.9)
 
 
-@pytest.mark.parametrize("block_rows", [50, 4096])
-def test_by_cells_each_keeper_is_near_and_kept_and_few_are_missed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
-):
-    monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
+def test_by_cells_each_keeper_is_near_and_kept_and_few_are_missed(tmp_path: Path):
     segments, ids = make(tmp_path, crowded(3, 900))
     exact, _ = keepers(segments, ids, 0.95)
     found, cosines = keepers(segments, ids, 0.95, all_pairs=0)
     assert np.isin(found, found[found == ids]).all()
     assert (cosines >= 0.95 - 1e-6).all()
     assert (found == ids).sum() <= (exact == ids).sum() * 1.02
+
+
+def test_by_cells_keepers_do_not_depend_on_how_rows_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    segments, ids = make(tmp_path, crowded(5, 700))
+    expected, _ = keepers(segments, ids, 0.9, all_pairs=0)
+    for block_rows, span_rows in [(9, 100), (20, 65_536), (4096, 150)]:
+        monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(module, "SPAN_ROWS", span_rows)
+        assert (keepers(segments, ids, 0.9, all_pairs=0)[0] == expected).all()
 
 
 def test_rows_of_zeros_are_near_nothing(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Columns get their meaning; what has none is quarantined with a reason."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -149,8 +150,8 @@ def test_whatever_becomes_a_sample_can_be_stored(columns: dict[str, Any], fields
 
 
 def test_no_choice_means_the_field_text() -> None:
-    assert check_fields(Fields(id="i", label="l")) == Fields(text="text", id="i", label="l")
-    assert check_fields(PAIR) is PAIR
+    assert check_fields(Fields(id="i", label="l")) == Fields(text="text", id="i", label="l", shape="text")
+    assert check_fields(PAIR) == dataclasses.replace(PAIR, shape="prompt")
     assert check_fields(FULL) is FULL
 
 
