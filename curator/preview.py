@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import UsageError
-from curator.models import Encoder, OnLong, Positions, load_limits, load_tokenizer, locate
+from curator.models import Encoder, OnLong, Positions, load_limits, load_tokenizer, locate, vision_options
 from curator.sources import describe, read_rows, resolve, settle_fields, to_samples
 from curator.types import BadRow, EncodedSample, Fields, Row, Sample
 
-__all__ = ["MAX_LENGTH", "Preview", "PreviewedSample", "preview"]
+__all__ = ["MAX_LENGTH", "MAX_LENGTH_OF_IMAGES", "Preview", "PreviewedSample", "preview"]
 
 MAX_LENGTH = 2048  # where the model's own is not shorter, or not known
-_ROWS = 1_000  # that are looked at
+MAX_LENGTH_OF_IMAGES = 8192  # one image may be 2,000 tokens
+_ROWS, _ROWS_WITH_IMAGES = 1_000, 64  # that are looked at
 _MOST_BAD = 5  # that are shown
 _PORTION = 64
 
@@ -72,19 +73,24 @@ def preview(
     fields = settle_fields(paths, fields)
     directory = locate(model, revision)
     context, vocab_size = load_limits(directory)
-    limit = min(context or MAX_LENGTH, MAX_LENGTH) if max_length is None else max_length
+    tokenizer = load_tokenizer(directory)
+    images = vision_options(directory, tokenizer)
+    default = MAX_LENGTH if images.get("vision") is None else MAX_LENGTH_OF_IMAGES
+    limit = min(context or default, default) if max_length is None else max_length
     encoder = Encoder(
-        load_tokenizer(directory),
+        tokenizer,
         max_length=limit,
         vocab_size=vocab_size,
         positions=positions,
         on_long=on_long,
         chat_template=chat_template,
+        **images,
     )
     shown: list[PreviewedSample] = []
     bad: list[BadRow] = []
     encoded: list[EncodedSample] = []
-    rows = list(itertools.islice((row for path in paths for row in read_rows(path)), _ROWS))
+    num_rows = _ROWS if fields.image is None else _ROWS_WITH_IMAGES
+    rows = list(itertools.islice((row for path in paths for row in read_rows(path, fields.raw)), num_rows))
     for start in range(0, len(rows), _PORTION):
         samples: list[Sample] = []
         for row in rows[start : start + _PORTION]:

@@ -131,7 +131,7 @@ class Curator:
         columns tell what the rows are, as the report says; `shape` (chat, prompt, text, preference) forces it. Bad rows
         go to quarantine and are counted in the report. Ctrl-C keeps what is committed; the same call continues. Raises
         UsageError when nothing in the data is usable, ModelError, NotFoundError, LockedError while another process
-        writes.
+        writes. `image_field`: the column with a row's image or images (curator/sources/image_values.py).
         """
         from curator.ingest import IngestOptions, ingest
         from curator.models import read_template
@@ -145,7 +145,16 @@ class Curator:
             dataset=dataset,
             model=model,
             revision=revision,
-            fields=Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape, image=image_field),
+            fields=Fields(
+                text_field,
+                prompt_field,
+                response_field,
+                id_field,
+                label_field,
+                messages_field,
+                shape,
+                image=image_field,
+            ),
             options=IngestOptions(
                 space=SpaceOptions(
                     positions, max_length, dtype, None if chat_template is None else read_template(chat_template)
@@ -176,6 +185,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         messages_field: str | None = None,
         shape: Shape | None = None,
         id_field: str | None = None,
@@ -193,7 +203,16 @@ class Curator:
 
         return preview(
             _several(data),
-            Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
+            Fields(
+                text_field,
+                prompt_field,
+                response_field,
+                id_field,
+                label_field,
+                messages_field,
+                shape,
+                image=image_field,
+            ),
             model=model,
             revision=revision,
             num=num,
@@ -301,7 +320,9 @@ class Curator:
             if out is None:
                 return selection
             session, space = answering.session, answering.space
-            write_selection(session, space, selection, Path(out), self._store.images, inputs=given.data, command=command)
+            write_selection(
+                session, space, selection, Path(out), self._store.images, inputs=given.data, command=command
+            )
             return dataclasses.replace(selection, out=str(out))
 
     def evaluate(
@@ -333,7 +354,9 @@ class Curator:
         from curator.evaluate import evaluate
         from curator.query import QueryInput, read_queries
 
-        fields = Fields(text_field, prompt_field, response_field, id_field, None, messages_field, shape, image=image_field)
+        fields = Fields(
+            text_field, prompt_field, response_field, id_field, None, messages_field, shape, image=image_field
+        )
         given = QueryInput(data=_several(data), fields=fields, by=label_field or by)
         queries = list(read_queries(given, self._known_fields))
         with self._asking(space, model) as answering:
@@ -435,7 +458,9 @@ class Curator:
         from curator.audit import MislabeledOptions, mislabeled
 
         options = MislabeledOptions(by, method, damping, where, limit)
-        fields = Fields(text_field, prompt_field, response_field, None, label_field, messages_field, shape, image=image_field)
+        fields = Fields(
+            text_field, prompt_field, response_field, None, label_field, messages_field, shape, image=image_field
+        )
         with self._asking(space, model) as answering:
             return mislabeled(answering, _several(reference), fields, options)
 

@@ -20,14 +20,13 @@ from curator.models import (
     Encoder,
     FileStamp,
     Positions,
-    Vision,
     check_tokenizer,
     hash_model_files,
     load_tokenizer,
-    load_vision,
     locate,
     own_template,
     pick_device,
+    vision_options,
 )
 from curator.store import PROJECTION_FILE, SPACE_FILE, Store
 from index.factors import ERROR_STEP, FINEST_STEP
@@ -189,24 +188,14 @@ class ModelOfSpace:
 
 def _encoder(directory: Path, recipe: dict[str, Any], vocab_size: int) -> Encoder:
     tokenizer = load_tokenizer(directory)
-    vision, problem = _vision(directory, tokenizer)
     return Encoder(
         tokenizer,
         max_length=recipe["max_length"],
         vocab_size=vocab_size,
         positions=recipe["positions"],
         chat_template=recipe.get("chat_template"),
-        vision=vision,
-        **problem,
+        **vision_options(directory, tokenizer),
     )
-
-
-def _vision(directory: Path, tokenizer: Any) -> tuple[Vision | None, dict[str, str]]:
-    """The image side of a model, or why there is none: its text can be read all the same."""
-    try:
-        return load_vision(directory, tokenizer), {}
-    except ModelError as error:
-        return None, {"why_no_images": str(error)}
 
 
 def _loaded(

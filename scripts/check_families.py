@@ -1,12 +1,12 @@
 """Families of models x what must be true of them, on tiny random models of each: prints and writes the table.
 
-    python scripts/check_families.py    # writes scripts/results/families.md
+python scripts/check_families.py    # writes scripts/results/families.md
 
-    forward      logits at the counted positions against the model's own whole forward pass (vision: of what the family's
-                 own processor makes of the sample), largest difference
-    autograd     sum_k e_k h_k^T against minus the gradient of the loss with respect to the unembedding, largest difference
-    batch        last hidden states of a sample alone and among others, of other lengths and image sizes, in any order
-    chat mask    exactly the assistant's turns and their end marks count, no image position ever does
+forward      logits at the counted positions against the model's own whole forward pass (vision: of what the family's
+             own processor makes of the sample), largest difference
+autograd     sum_k e_k h_k^T against minus the gradient of the loss with respect to the unembedding, largest difference
+batch        last hidden states of a sample alone and among others, of other lengths and image sizes, in any order
+chat mask    exactly the assistant's turns and their end marks count, no image position ever does
 """
 
 import os
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+import transformers
 from torch.nn.functional import cross_entropy
 
 from curator.models import CausalLM, Encoder
@@ -60,8 +61,8 @@ def of_text(family: str) -> list[float | bool]:
     encoder = Encoder(tokenizer, max_length=64, vocab_size=lm.vocab_size, chat_template=CHATML)
     (item,) = encoder.encode([Sample(messages=[{"role": role, "content": said} for role, said in TALK])])
     assert isinstance(item, EncodedSample), item
-    said = [tokenizer(f"{text}</s>")["input_ids"] for role, text in TALK if role == "assistant"]
-    return [forward, autograd, together(lm, batch), item.input_ids[item.counted].tolist() == sum(said, [])]
+    said = [token for role, text in TALK if role == "assistant" for token in tokenizer(f"{text}</s>")["input_ids"]]
+    return [forward, autograd, together(lm, batch), item.input_ids[item.counted].tolist() == said]
 
 
 def of_vision(family: str) -> list[float | bool]:
@@ -112,8 +113,7 @@ def main() -> int:
         "# Families of models",
         "",
         "`python scripts/check_families.py`: tiny random models (float32), transformers "
-        f"{__import__('transformers').__version__}, torch {torch.__version__}. Largest differences; below 1e-4 is rounding "
-        "of states and logits of the order of 1.",
+        f"{transformers.__version__}, torch {torch.__version__}. Largest differences; below 1e-4 is rounding of states and logits of the order of 1.",
         "",
         "| family | reads | forward | autograd | batch | chat mask |",
         "|---|---|---|---|---|---|",

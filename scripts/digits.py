@@ -126,7 +126,9 @@ def write_corpus(path: Path, images: list[bytes], digits: np.ndarray, *, share: 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """The chance that a positive one is above a negative one."""
     ranks = rankdata(np.concatenate([positive, negative]))
-    return float((ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2) / len(positive) / len(negative))
+    return float(
+        (ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2) / len(positive) / len(negative)
+    )
 
 
 def detection(curator: Curator, validation: Path, rows: list[dict[str, Any]], method: str) -> tuple[float, float]:
@@ -208,7 +210,9 @@ def run(folder: Path, *, num_corpus: int, num_asked: int, seconds: float, out: P
         write_corpus(path, images[corpus], digits[corpus], share=share, seed=1)
         rows = pq.read_table(path).to_pylist()
         with Curator.open(folder / f"store-{share}", device="cpu") as curator:
-            report = curator.ingest(path, dataset="digits", model=str(model), id_field="id", label_field="said", **NAMED)
+            report = curator.ingest(
+                path, dataset="digits", model=str(model), id_field="id", label_field="said", **NAMED
+            )
             assert report.added == num_corpus, report.reasons
             figures["detection"][share] = {method: detection(curator, validation, rows, method) for method in METHODS}
             figures["detection"][share]["audit"] = audited(curator, rows)
@@ -233,10 +237,10 @@ def written(figures: dict[str, Any], seconds: float) -> str:
     lines = [
         "# Digits: values of a vision-language model",
         "",
-        "`python scripts/digits.py`, 2 shared cores, no GPU. SmolVLM's architecture with 43,000 parameters, trained for "
-        f"{seconds:.0f} s on {figures['trained_on']} of scikit-learn's 8 x 8 digits; of {min(300, figures['corpus'])} others "
-        f"it names {figures['accuracy']:.0%}. A corpus of {figures['corpus']} digits with their answers, and "
-        f"{figures['asked']} clean ones to ask with, none of which the model has seen. Images in Parquet, ingested, "
+        "`python scripts/digits.py`, 2 shared cores, no GPU. SmolVLM's architecture with 43,000 parameters, trained "
+        f"for {seconds:.0f} s on {figures['trained_on']} of scikit-learn's 8 x 8 digits; of "
+        f"{min(300, figures['corpus'])} others it names {figures['accuracy']:.0%}. A corpus of "
+        f"{figures['corpus']} digits with their answers, and {figures['asked']} clean ones to ask with, none of which the model has seen. Images in Parquet, ingested, "
         "queried at the sketch tier; damping as by default.",
         "",
         "**Finding wrong answers** (AUC among the samples that say a class, by their value for the clean rows of that "
@@ -251,8 +255,8 @@ def written(figures: dict[str, Any], seconds: float) -> str:
         lines.append(f"| {share:.0%} | {cells} | {of['audit'][0]:.3f} | {of['audit'][1]:.2f} |")
     lines += [
         "",
-        f"**Same-class retrieval** ({figures['asked']} queries of one row each, corpus with {SHARES[0]:.0%} swapped; the class "
-        "is that of the image). Recall at the size of the class.",
+        f"**Same-class retrieval** ({figures['asked']} queries of one row each, corpus with {SHARES[0]:.0%} swapped; "
+        "the class is that of the image). Recall at the size of the class.",
         "",
         "| method | AUC | recall |",
         "|---|---|---|",

@@ -74,7 +74,7 @@ def values(curator: Curator, **question: Any) -> dict[str, float]:
 
 
 def test_every_source_makes_the_same_samples(tmp_path: Path, model: Path) -> None:
-    """Bytes in Parquet, paths beside JSON lines, a folder with metadata: same ids of content, same values bit for bit."""
+    """Bytes in Parquet, paths beside JSON lines, a folder with metadata: the same values, bit for bit."""
     found = []
     for name, make, options in (
         ("paths", with_paths, {}),
@@ -165,7 +165,9 @@ def test_a_saved_query_keeps_its_images(curator: Curator, tmp_path: Path, model:
     curator.delete(where='key = "s7"')
     curator.compact()
     found = curator.query(saved="seventh", exact=True).helpful
-    assert [item.value for item in found[:3]] == pytest.approx([i.value for i in expected if i.key != "s7"][:3], rel=1e-5)
+    assert [item.value for item in found[:3]] == pytest.approx(
+        [i.value for i in expected if i.key != "s7"][:3], rel=1e-5
+    )
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -206,7 +208,9 @@ def test_images_for_a_model_that_reads_text_are_refused_before_anything_is_done(
     assert curator.status()["spaces"] == []
 
 
-def test_conversations_with_images_inline_as_paths_and_in_a_column(curator: Curator, tmp_path: Path, model: Path) -> None:
+def test_conversations_with_images_inline_as_paths_and_in_a_column(
+    curator: Curator, tmp_path: Path, model: Path
+) -> None:
     with_paths(tmp_path / "data")
     uri = "data:image/png;base64," + base64.b64encode(picture(2)).decode()
     answer = {"role": "assistant", "content": "it is a one"}
@@ -250,7 +254,10 @@ def test_an_export_has_the_columns_of_the_source(
             assert row["image"] == f"pictures/{number}.png"
         else:
             text = "data:;base64," + base64.b64encode(picture(number)).decode()
-            assert row["image"] == {"bytes": text if out.endswith("jsonl") else picture(number), "path": f"{number}.png"}
+            assert row["image"] == {
+                "bytes": text if out.endswith("jsonl") else picture(number),
+                "path": f"{number}.png",
+            }
     if make is with_bytes:
         with Curator.open(tmp_path / "again", device="cpu") as other:
             report = add(other, written / "data" if out == "out" else written, model)

@@ -14,7 +14,7 @@ from curator.models.chat import own_template, read_template
 from curator.models.encode import Encoder, OnLong, Positions
 from curator.models.fingerprint import FileStamp, hash_model_files
 from curator.models.head import Head
-from curator.models.vision import Vision, load_vision
+from curator.models.vision import Vision, load_vision, vision_options
 
 __all__ = [
     "CausalLM",
@@ -35,4 +35,5 @@ __all__ = [
     "own_template",
     "pick_device",
     "read_template",
+    "vision_options",
 ]

@@ -2,7 +2,7 @@
 
 Both come from the family's own processor (transformers), called for one sample at a time, so that a sample's numbers
 cannot depend on its batch. Videos are not read: their processors need torchvision, so the processor is put together
-without that part, and images are always processed by Pillow, whose resizing differs from torchvision's in the last bits.
+without that part, and images are always processed by Pillow, whose resizing is another than torchvision's.
 
 Which tokens stand for an image depends on its size alone; so encoding a sample needs the processor once for each size,
 and the numbers are made when the model needs them.
@@ -20,7 +20,7 @@ from curator.errors import ModelError
 from curator.sources.images import ImageError, open_image, read_image
 from curator.types import Image
 
-__all__ = ["PLACEHOLDER", "Expanded", "Vision", "image_groups", "is_vision_config", "load_vision"]
+__all__ = ["PLACEHOLDER", "Expanded", "Vision", "image_groups", "is_vision_config", "load_vision", "vision_options"]
 
 PLACEHOLDER = "<image>"  # what stands for an image in data, whatever the model's own token is
 # Families whose samples' images may be joined along the first axis: tested. Samples of others go through alone.
@@ -66,7 +66,7 @@ class Vision:
 
         Raises ImageError when it holds placeholders, and not one for each image.
         """
-        if PLACEHOLDER != self.token and self.token not in text:
+        if self.token != PLACEHOLDER and self.token not in text:
             text = text.replace(PLACEHOLDER, self._placeholder)
         found = text.count(self.token)
         if found == num_images:
@@ -112,7 +112,8 @@ class Vision:
             )
         except (ValueError, RuntimeError, ZeroDivisionError) as error:  # an aspect ratio, say
             reason = " ".join(str(error).split())[:200]
-            raise ImageError(f"image of {size[0]:,} x {size[1]:,} pixels refused by the model's processor: {reason}") from error  # fmt: skip
+            what = f"image of {size[0]:,} x {size[1]:,} pixels refused by the model's processor"
+            raise ImageError(f"{what}: {reason}") from error
         return str(found["text_replacement_offsets"][0][0]["replacement"])
 
     def features(self, images: Sequence[Image]) -> dict[str, torch.Tensor]:
@@ -192,6 +193,15 @@ def load_vision(directory: Path, tokenizer: Any) -> Vision | None:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = processor.chat_template
     return vision
+
+
+def vision_options(directory: Path, tokenizer: Any) -> dict[str, Any]:
+    """What an Encoder is to know of a model's images: `vision`, or where it has none that can be used `why_no_images`;
+    its text can be read all the same."""
+    try:
+        return {"vision": load_vision(directory, tokenizer)}
+    except ModelError as error:
+        return {"why_no_images": str(error)}
 
 
 def _without_video(kind: type, images: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:

@@ -59,7 +59,8 @@ def write_selection(
     """Writes the samples in order of rank, and the manifest last; `inputs` are the files of the query.
 
     Ids and labels come back as text. Where the data has a column `value` or `rank`, ours are `curator_value` and
-    `curator_rank`. Images are where they were: paths as paths, bytes as bytes, in JSON lines as data URIs. Raises UsageError for a directory that exists, CuratorError where nothing can be written.
+    `curator_rank`. Images are where they were: paths as paths, bytes as bytes, in JSON lines as data URIs.
+    Raises UsageError for a directory that exists, CuratorError where nothing can be written.
     """
     rows = _Rows(session, selection, images, as_text=out.suffix == ".jsonl")
     try:

@@ -23,8 +23,8 @@ def to_samples(row: Row, fields: Fields) -> list[Sample] | BadRow:
     `fields` comes from settle_fields or check_fields. Text and response must hold more than whitespace; an empty prompt
     is allowed. Messages: curator/sources/messages.py; beside them the column "tools" is what they may call, where it
     holds a list of objects. A key is text or an integer; a label is text, or a number or truth value as its JSON text,
-    and null or empty means no label. Every column without a role becomes metadata, and so does an instruction's input, and
-    the column with images, without their bytes (curator/sources/image_values.py).
+    and null or empty means no label. Every column without a role becomes metadata, and so do an instruction's
+    input and the column with images, without their bytes (curator/sources/image_values.py).
     A row with text that a database cannot store (lone surrogates, NUL) is bad.
     """
     try:

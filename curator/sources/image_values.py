@@ -83,7 +83,9 @@ def _from_path(value: str, source: str) -> Image:
             if not stat.S_ISREG(status.st_mode):
                 raise BadValueError(f"not an image: {shown} is no regular file")
             if status.st_size > MAX_BYTES:
-                raise BadValueError(f"image too large: {shown} has {status.st_size:,} bytes, the limit is {MAX_BYTES:,}")
+                raise BadValueError(
+                    f"image too large: {shown} has {status.st_size:,} bytes, the limit is {MAX_BYTES:,}"
+                )
             image = Image.of(file.read())
     except OSError as error:
         raise BadValueError(f"image missing: {shown} cannot be read ({error.strerror})") from error
@@ -169,4 +171,3 @@ def restored(value: Any, read: Callable[[str], bytes], *, as_text: bool) -> Any:
     if isinstance(value, dict):
         return {name: restored(item, read, as_text=as_text) for name, item in value.items()}
     return [restored(item, read, as_text=as_text) for item in value] if isinstance(value, list) else value
-

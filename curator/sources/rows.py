@@ -19,7 +19,8 @@ def read_rows(path: Path, raw: frozenset[str] = frozenset()) -> Iterator[Row | B
 
     `source` is the absolute path. `row` counts from 0: lines of a JSON lines file (blank ones are skipped, but
     numbered), records after the header of a CSV file, rows of a Parquet file. Values are plain JSON values without
-    NaN, but that columns named in `raw` keep their bytes. A row that cannot be read is a BadRow, and the rest of the file goes on.
+    NaN, but that columns named in `raw` keep their bytes. A row that cannot be read is a BadRow, and the rest of the
+    file goes on.
 
     Raises UsageError for an unknown suffix, for a header that is not usable, and, after the rows that could be read,
     for a damaged or truncated file; NotFoundError for a missing one.

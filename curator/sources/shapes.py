@@ -78,7 +78,13 @@ def settle_fields(paths: Sequence[Path], fields: Fields, known: Sequence[Fields]
     for candidate in _candidates():
         shape = fields.shape or candidate.shapes[0]
         if shape in candidate.shapes and 2 * sum(map(candidate.fits, rows)) > len(rows):
-            return replace(_with_optional(candidate.fields, rows), shape=shape, id=fields.id, label=fields.label, image=fields.image)
+            return replace(
+                _with_optional(candidate.fields, rows),
+                shape=shape,
+                id=fields.id,
+                label=fields.label,
+                image=fields.image,
+            )
     if fields.shape in (None, "text"):
         return replace(fields, text="text", shape="text")
     names = ", ".join(f'"{excerpt_of(name)}"' for name in list(rows[0].columns)[:10]) if rows else "no columns"

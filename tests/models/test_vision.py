@@ -79,7 +79,9 @@ def of_processor(family: str, prompt: str, images: list[Any]) -> dict[str, Any]:
     """What the family's own processor makes of a prompt with images: no code of ours, but for the last three families,
     whose AutoProcessor needs torchvision, so that its steps are written out."""
     directory = saved(family)
-    text = PLACEHOLDERS[family] * len(images) + ("" if family not in ("llava", "idefics3", "smolvlm") else "\n") + prompt
+    text = (
+        PLACEHOLDERS[family] * len(images) + ("" if family not in ("llava", "idefics3", "smolvlm") else "\n") + prompt
+    )
     kinds = {"llava": LlavaProcessor, "idefics3": Idefics3Processor, "gemma3": Gemma3Processor}
     if family in kinds:
         processor = kinds[family].from_pretrained(directory)
@@ -89,7 +91,9 @@ def of_processor(family: str, prompt: str, images: list[Any]) -> dict[str, Any]:
     if family == "smolvlm":
         inputs = dict(pictures([images], return_row_col_info=True, return_tensors="pt"))
         for rows, columns in zip(inputs.pop("rows")[0], inputs.pop("cols")[0], strict=True):
-            tokens = get_image_prompt_string(rows, columns, 4, "<fake_token_around_image>", "<placeholder>", "<global-img>")
+            tokens = get_image_prompt_string(
+                rows, columns, 4, "<fake_token_around_image>", "<placeholder>", "<global-img>"
+            )
             text = text.replace("<image>", tokens, 1)
         ids = tokenizer(text.replace("<placeholder>", "<image>"), return_tensors="pt")["input_ids"]
         return inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -109,8 +113,9 @@ def whole_forward(family: str, one: Sample) -> tuple[torch.Tensor, list[int], to
     tokenizer = load_tokenizer(saved(family))
     response = [*tokenizer(one.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     tail = torch.tensor([response])
-    for name, filler in (("input_ids", tail), ("attention_mask", torch.ones_like(tail)),
-                         ("token_type_ids", torch.zeros_like(tail)), ("mm_token_type_ids", torch.zeros_like(tail))):  # fmt: skip
+    ones, zeros = torch.ones_like(tail), torch.zeros_like(tail)
+    fillers = {"input_ids": tail, "attention_mask": ones, "token_type_ids": zeros, "mm_token_type_ids": zeros}
+    for name, filler in fillers.items():
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], filler.to(inputs[name].dtype)], dim=1)
     embeddings = model.get_output_embeddings()
@@ -154,7 +159,8 @@ def test_states_do_not_depend_on_batch_mates_order_padding_or_image_sizes(family
     alone = [lm.hidden([one]) for one in batch]
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [2, 1]):
         together = lm.hidden([batch[at] for at in order])
-        for at, part, labels in zip(order, together.hidden.split(together.counts), together.labels.split(together.counts), strict=True):  # fmt: skip
+        hidden, all_labels = (values.split(together.counts) for values in (together.hidden, together.labels))
+        for at, part, labels in zip(order, hidden, all_labels, strict=True):
             torch.testing.assert_close(part, alone[at].hidden, rtol=1e-4, atol=1e-4)
             assert torch.equal(labels, alone[at].labels)
 
@@ -202,9 +208,13 @@ def test_truncation_never_cuts_an_image(family: str) -> None:
         if isinstance(item, str):
             assert "image cut off" in item or "no counted token" in item
         else:
-            assert np.isin(item.input_ids, list(encoder(family).vision.special_ids)).sum() == np.isin(  # type: ignore[union-attr]
-                whole.input_ids, list(encoder(family).vision.special_ids)  # type: ignore[union-attr]
-            ).sum()
+            assert (
+                np.isin(item.input_ids, list(encoder(family).vision.special_ids)).sum()
+                == np.isin(  # type: ignore[union-attr]
+                    whole.input_ids,
+                    list(encoder(family).vision.special_ids),  # type: ignore[union-attr]
+                ).sum()
+            )
     assert not isinstance(item, str)
 
 
@@ -276,8 +286,8 @@ def chat(*sizes: tuple[int, int], **other: Any) -> Sample:
 def test_of_a_conversation_exactly_the_answers_and_their_ends_count(family: str, num_images: int) -> None:
     own, one = encoder(family), chat(*[(40, 20), (16, 16), (9, 30)][:num_images])
     (item,) = encoded(family, [one])
-    said = [own.tokenizer(f"{text}<|im_end|>", add_special_tokens=False)["input_ids"] for text in ("it is a seven", "it is a one")]  # fmt: skip
-    assert item.input_ids[item.counted].tolist() == said[0] + said[1]
+    said = own.tokenizer("it is a seven<|im_end|>it is a one<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert item.input_ids[item.counted].tolist() == said
     assert item.images == one.images
     whole = own.tokenizer.decode(item.input_ids)
     assert own.vision is not None

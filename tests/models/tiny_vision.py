@@ -32,7 +32,8 @@ _QWEN = {
     "vision_end_token_id": ID["<|vision_end|>"],
 }
 _QWEN_VISION = {"hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2, "patch_size": 4,
-                "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32, "initializer_range": 0.2}  # fmt: skip
+                "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32,
+                "initializer_range": 0.2}  # fmt: skip
 _QWEN_TEXT = _TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 _IDEFICS = {
     "image_token_id": ID["<image>"],

@@ -1,5 +1,6 @@
 """Images opened as strangers' files: each kind gets its right pixels, or a reason."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -86,11 +87,14 @@ def test_the_smallest_and_the_longest_are_images(size: tuple[int, int]) -> None:
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG of few bytes that claims to be large."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
@@ -138,10 +142,8 @@ def test_damage_anywhere_is_a_reason_or_an_image_and_nothing_else() -> None:
         for _ in range(40):
             at, value = int(random.integers(len(data))), int(random.integers(256))
             kept, data[at] = data[at], value
-            try:
+            with contextlib.suppress(ImageError):
                 assert open_image(bytes(data)).mode == "RGB"
-            except ImageError:
-                pass
             data[at] = kept
 
 
