@@ -334,7 +334,7 @@ class Curator:
         wrong: str | None = None,
         where: str | None = None,
         methods: Sequence[Method] = ("raw", "cosine", "preconditioned"),
-        damping: float = 30.0,
+        damping: float = 10.0,
         space: str | None = None,
         model: str | None = None,
         text_field: str | None = None,

@@ -24,7 +24,7 @@ from index.segment import Segment
 __all__ = ["ALL_PAIRS", "keepers"]
 
 ALL_PAIRS = 50_000
-NEAREST = 4
+NEAREST = 3
 BLOCK_ROWS = 4096
 SPAN_ROWS = 65_536  # each span reads the rows kept before it once
 ROWS_A_CELL = 32  # random rows for each centre
@@ -101,20 +101,25 @@ class _Keepers:
 
     def join_within(self, unit_nD: torch.Tensor, members: list[tuple[int, np.ndarray]], start: int) -> None:
         """The rows of a block that no earlier block keeps, one after another."""
-        near: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        found = [np.empty((2, 0), np.int32)]
+        cosines = [np.empty(0, np.float32)]
         for _, at in members:
-            free = at[self.keeper_N[start + at] == start + at]
-            cosines = unit_nD[free] @ unit_nD[free].T
-            is_near = torch.tril(cosines, -1) >= self._threshold
-            later, earlier = (part.numpy() for part in torch.nonzero(is_near, as_tuple=True))
-            values = cosines[later, earlier].tolist()
-            for row, other, value in zip(free[later].tolist(), free[earlier].tolist(), values, strict=True):
-                near[row].append((other, value))
-        for row in sorted(near):
-            for other, value in sorted(near[row]):
-                if self.keeper_N[start + other] == start + other:
-                    self.keeper_N[start + row], self.cosine_N[start + row] = start + other, value
-                    break
+            free = at[self.keeper_N[start + at] == start + at].astype(np.int32)
+            of_cell = unit_nD[free] @ unit_nD[free].T
+            pairs = torch.nonzero(torch.tril(of_cell, -1) >= self._threshold, as_tuple=True)
+            found.append(free[torch.stack(pairs).numpy()])
+            cosines.append(of_cell[pairs].numpy())
+        (later, earlier), values = np.concatenate(found, axis=1), np.concatenate(cosines)
+        if not len(values):
+            return
+        order = np.lexsort((earlier, later))
+        rows, starts = np.unique(later[order], return_index=True)
+        for row, near in zip(rows.tolist(), np.split(order, starts[1:]), strict=True):
+            others = start + earlier[near]
+            is_kept = self.keeper_N[others] == others
+            if is_kept.any():
+                first = int(is_kept.argmax())
+                self.keeper_N[start + row], self.cosine_N[start + row] = others[first], values[near[first]]
 
 
 def _unit(stored: StoredRows, rows: np.ndarray) -> torch.Tensor:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -129,13 +128,22 @@ class Projection:
             and self.second_moment.shape[0] == self.width
         )
 
-    def precondition_weights(self, damping: float) -> np.ndarray:
-        """w_j = lambda_j / (lambda_j + damping * mean(lambda)), float32 [D]: how much of coordinate j is taken away.
+    def core_moment(self) -> torch.Tensor:
+        """The second moment of S along each pair of basis directions, as far as the sketch sees it: float32 [M, R].
 
-        With F = B diag(lambda) B^T, B the orthonormal columns of the sketch in gradient space, the damped inverse is
-        delta (F + delta I)^-1 = I - B diag(w) B^T: coordinates in which all samples agree count less, the rest stays.
+        Coordinates of sketches are uncorrelated over the calibration samples, so diag(P diag(lambda) P^T) is the mean
+        of the squares of P P^T vec(S).
         """
-        moment = self.second_moment.double().cpu().numpy()
-        delta = max(damping * (moment.mean() or 1.0), np.finfo(np.float64).tiny)
-        weights: np.ndarray = (moment / (moment + delta)).astype(np.float32)
-        return weights
+        moment = self.rotation.double().square() @ self.second_moment.double()
+        return moment.float().reshape(self.error_rank, self.hidden_rank)
+
+    def damped_weights(self, damping: float) -> torch.Tensor:
+        """w = Lambda / (Lambda + delta), delta = damping * mean(Lambda), Lambda = core_moment(): float32 [M, R].
+
+        How much of each entry of S preconditioning takes away. With F = B diag(Lambda) B^T the Fisher matrix that is
+        diagonal in the products of the two bases (EK-FAC: George et al. 2018, arXiv 1806.03884), B their orthonormal
+        columns in gradient space, delta (F + delta I)^-1 = I - B diag(w) B^T: what all samples do counts less.
+        """
+        moment = self.core_moment().double()
+        delta = max(damping * (moment.mean().item() or 1.0), torch.finfo(torch.float64).tiny)
+        return (moment / (moment + delta)).float()

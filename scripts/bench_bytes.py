@@ -23,12 +23,13 @@ from scipy.stats import rankdata
 import index.factors
 from curator.models import CausalLM
 from curator.types import EncodedSample
-from curator.value import Forward, Ranks, calibrate
-from index.factors import ERROR_STEP, KeptErrors, QuantizedFactors, keep_errors, outside, quantize, token_values
+from curator.value import Forward, Method, QueryRepresentation, Ranks, calibrate, prepare
+from index.factors import ERROR_STEP, KeptErrors, QuantizedFactors, keep_errors, quantize, token_values
 from index.packing import pack, planes_of, unpack
 from index.projection import Projection
 
 CHUNK = 50  # samples whose gradients exist at once
+SHOWN: dict[str, Method] = {"raw": "raw", "pre": "preconditioned"}
 WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 Rounded = tuple[torch.Tensor, torch.Tensor]  # errors [K, V] and hidden states [K, F] as they come back from storage
 
@@ -75,6 +76,7 @@ class Corpus:
     queries: torch.Tensor  # G of each query [Q, V, H]
     raw: np.ndarray  # [N, Q]
     sketches: torch.Tensor  # [N, widest]
+    cores: torch.Tensor  # [N, M * R]
     query_sketches: torch.Tensor  # [Q, widest]
     projection: Projection  # the widest; its first D columns are the one of width D
     rerank: int
@@ -89,11 +91,13 @@ class Corpus:
         projection = calibrate(Forward(lm).hidden(drawn), lm.head, ranks=Ranks(width=max(WIDTHS)), seed=0)
         queries = torch.stack([errors.T @ hidden for errors, hidden, _ in _tokens(lm, test)])
         parts = list(_tokens(lm, train))
-        raw, sketches = [], []
+        raw, sketches, cores = [], [], []
+        hidden_basis = projection.hidden_basis[:, : projection.hidden_rank]
         for errors, hidden, _ in parts:
             gradient = (errors.double().T @ hidden.double()).float()
             raw.append(queries.flatten(1) @ gradient.flatten())
             sketches.append(projection.sketch_gradient(gradient))
+            cores.append((projection.error_basis.T @ gradient @ hidden_basis).flatten())
         return cls(
             torch.cat([errors for errors, _, _ in parts]),
             torch.cat([hidden @ projection.hidden_basis for _, hidden, _ in parts]),
@@ -102,6 +106,7 @@ class Corpus:
             queries,
             torch.stack(raw).double().numpy(),
             torch.stack(sketches),
+            torch.stack(cores),
             torch.stack([projection.sketch_gradient(query) for query in queries]),
             projection,
             args.rerank,
@@ -113,24 +118,34 @@ class Corpus:
         width = min(width, full.width)
         rotation, moment = full.rotation[:, :width].contiguous(), full.second_moment[:width]
         projection = Projection(full.error_basis, full.hidden_basis, rotation, moment)
-        weights = torch.from_numpy(projection.precondition_weights(DAMPING)).double()
-        sketches, asked = self.sketches[:, :width].double(), self.query_sketches[:, :width].double()
-        exact = {"raw": self.raw, "pre": self.raw - (sketches @ (asked * weights).T).numpy()}
-        search = {"raw": asked, "pre": asked * (1 - weights)}
-        rest = [outside(q, s, projection) for q, s in zip(self.queries, self.query_sketches[:, :width], strict=True)]
-        return View(width, sketches.float(), search, exact, torch.stack(rest), self.rerank)
+        weights = projection.damped_weights(DAMPING)
+        represented = [QueryRepresentation.of(query, projection) for query in self.queries]
+        taken = torch.stack([(weights * query.core(projection)).flatten() for query in represented])
+        exact = {"raw": self.raw, "pre": self.raw - (self.cores.double() @ taken.double().T).numpy()}
+        prepared = {
+            name: [prepare(query, projection, method, DAMPING) for query in represented]
+            for name, method in SHOWN.items()
+        }
+        search = {
+            name: torch.from_numpy(np.stack([one.search for one in asked])).double() for name, asked in prepared.items()
+        }
+        rest = {name: torch.stack([one.outside for one in asked]) for name, asked in prepared.items()}
+        return View(width, self.sketches[:, :width], search, exact, rest, self.rerank)
 
-    def added(self, view: "View", rounded: Callable[[slice, list[int]], Rounded] | None = None) -> np.ndarray:
-        """What a rerank adds to the sketch's values, [N, Q], from rounded factors or from those in float32."""
+    def added(
+        self, view: "View", rounded: Callable[[slice, list[int]], Rounded] | None = None
+    ) -> dict[str, np.ndarray]:
+        """What a rerank adds to the sketch's values by method, [N, Q], from factors, rounded or in float32."""
         found, start = [], 0
-        matrices = view.outside.flatten(1).T.contiguous()
+        matrices = torch.cat(list(view.outside.values())).flatten(1).T.contiguous()
         for first in range(0, len(self.counts), CHUNK):
             counts = self.counts[first : first + CHUNK]
             part = slice(start, start := start + sum(counts))
             errors, hidden = rounded(part, counts) if rounded else (self.errors[part], self.hidden[part])
             pairs = zip(errors.split(counts), hidden.split(counts), strict=True)
             found.append(torch.stack([(e.T @ h).flatten() for e, h in pairs]) @ matrices)
-        return torch.cat(found).double().numpy()
+        parts = torch.cat(found).double().numpy()
+        return dict(zip(view.outside, np.split(parts, len(view.outside), axis=1), strict=True))
 
 
 @dataclass
@@ -141,16 +156,21 @@ class View:
     sketches: torch.Tensor  # float32 [N, D]
     search: dict[str, torch.Tensor]  # by method: float64 [Q, D]
     exact: dict[str, np.ndarray]  # by method: [N, Q]
-    outside: torch.Tensor  # [Q, V, F]
+    outside: dict[str, torch.Tensor]  # by method: [Q, V, F]
     rerank: int
 
     def values(self, stored: torch.Tensor) -> dict[str, np.ndarray]:
         """Values of sketches as they come back from storage."""
         return {method: (stored.double() @ search.T).numpy() for method, search in self.search.items()}
 
-    def overlaps(self, values: dict[str, np.ndarray], added: np.ndarray | None) -> dict[str, tuple[float, float]]:
+    def overlaps(
+        self, values: dict[str, np.ndarray], added: dict[str, np.ndarray] | None
+    ) -> dict[str, tuple[float, float]]:
         """Share of the exact 10 at each end, by method: (top, bottom), by the sketch or of reranked candidates."""
-        return {method: self._overlap(values[method], added, exact) for method, exact in self.exact.items()}
+        return {
+            method: self._overlap(values[method], added and added[method], exact)
+            for method, exact in self.exact.items()
+        }
 
     def _overlap(self, values: np.ndarray, added: np.ndarray | None, exact: np.ndarray) -> tuple[float, float]:
         shares = []
@@ -273,8 +293,8 @@ def factor_table(corpus: Corpus) -> list[Point]:
     print("\n| factors | bytes a token | err | overlap raw | overlap pre |\n|---|---|---|---|---|")
     points = []
 
-    def show(series: str, name: str, size: float, added: np.ndarray) -> None:
-        wrong = np.sqrt(np.square(added - truth).sum() / np.square(truth).sum())
+    def show(series: str, name: str, size: float, added: dict[str, np.ndarray]) -> None:
+        wrong = np.sqrt(np.square(added["raw"] - truth).sum() / np.square(truth).sum())
         raw, pre = (_ends({"": ends}) for ends in view.overlaps(values, added).values())
         print(f"| {series}{name} | {size:.1f} | {wrong:.3f} | {raw} | {pre} |", flush=True)
         points.append((series, size, float(np.mean(view.overlaps(values, added)["pre"]))))
@@ -333,7 +353,7 @@ def cost_table(corpus: Corpus) -> list[Point]:
     steps = np.stack([one.steps[0] for one in samples])  # type: ignore[attr-defined]
     frames = [(data, len(one), rank) for data, one in zip(packed, samples, strict=True)]  # type: ignore[call-overload]
     read = timed("unpack", lambda: unpack([planes_of(*frame) for frame in frames], rank, steps))
-    matrix = corpus.narrowed(Ranks().width).outside[0].contiguous()
+    matrix = corpus.narrowed(Ranks().width).outside["raw"][0].contiguous()
     timed("token_values", lambda: token_values(read, matrix))  # type: ignore[arg-type]
     print(f"\n{len(counts)} samples, {len(labels):,} counted tokens, {torch.get_num_threads()} thread(s)\n")
     print("| | ms |\n|---|---|")

@@ -2,7 +2,7 @@
 
     scripts/bench_chat.py --model M --train train.jsonl --test test.jsonl --rows 2000 --queries 30
 
-Needs rows with `question` and `answer`. The chat template is ChatML, unless the model has one. Prints a Markdown page.
+Needs rows with `question` and `answer`. The chat template is ChatML, whatever the model has. Prints a Markdown page.
 """
 
 import argparse

@@ -106,14 +106,19 @@ def exact_values(
 ) -> dict[str, np.ndarray]:
     """The exact value of every training sample for every query, by method: float64 [N, Q]."""
     queries = torch.stack(list(exact_gradients(lm, test)))
-    weights = torch.from_numpy(projection.precondition_weights(DAMPING)).double()
-    shape = (projection.vocab_size, projection.hidden_size)
-    query_sketches = torch.stack([projection.sketch_gradient(q.reshape(shape)) for q in queries]).double()
+    weights = projection.damped_weights(DAMPING).double()
+    hidden_basis = projection.hidden_basis[:, : projection.hidden_rank].double()
+
+    def core(gradient: torch.Tensor) -> torch.Tensor:
+        whole = gradient.double().reshape(projection.vocab_size, projection.hidden_size)
+        return projection.error_basis.T.double() @ (whole @ hidden_basis)
+
+    query_cores = torch.stack([core(query) for query in queries])
     raw, taken, norms = [], [], []
     for gradient in exact_gradients(lm, train):
         raw.append((queries @ gradient).double())
         norms.append(gradient.norm().double())
-        taken.append((query_sketches * weights) @ projection.sketch_gradient(gradient.reshape(shape)).double())
+        taken.append((query_cores * weights * core(gradient)).sum((1, 2)))
     values, lengths = torch.stack(raw), torch.stack(norms)
     return {
         "raw": values.numpy(),

@@ -292,6 +292,8 @@ def measure_store(args: argparse.Namespace) -> None:
         ask = {"data": args.queries, "each": True, "rerank": 0, "top": 100, "harmful": 100, **fields}
         answers = curator.queries(**ask)
         first = seconds(lambda: next(answers))
+        assert curator._opened is not None
+        assert curator._opened.answering is not None
         index = curator._opened.answering.indexes
         waited = seconds(index.wait)
         index._indexes.clear()

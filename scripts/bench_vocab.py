@@ -32,6 +32,7 @@ from curator.query import Answering, Query, QueryOptions
 from curator.types import EncodedSample, Sample
 from curator.value import METHODS, Method, PreparedQuery, Ranks, calibrate
 from index.factors import QuantizedFactors
+from index.projection import Projection
 from index.rare_scan import POOL, query_tokens
 from index.rare_tokens import RareTokens, rare_tokens
 from index.scan import row_factors
@@ -86,7 +87,7 @@ class Bench:
         self.ids = np.concatenate([segment.ids for segment in answering.segments])
         self.norms = np.concatenate([segment.norms for segment in answering.segments])
         self.sketches = np.concatenate([segment.sketches(0, segment.num_samples) for segment in answering.segments])
-        self.raw, self.exact_norms = kept_values(args, asked, stored)
+        self.raw, self.exact_norms, self.cores, self.asked_cores = kept_values(args, answering, asked, stored)
 
     def table(self, ways: dict[str, Way], methods: Sequence[Method] = METHODS) -> None:
         """Prints the recall of ways to find candidates with their values, and the median time each takes a query."""
@@ -97,7 +98,7 @@ class Bench:
             seconds: dict[str, list[float]] = {name: [] for name in ways}
             for number, text in enumerate(self.asked):
                 prepared, _ = self.answering.prepare(Query({}, [Sample(text=text)]), method, DAMPING)
-                order = self.ids[np.argsort(-self.exact(prepared, number))].tolist()
+                order = self.ids[np.argsort(-self.exact(method, prepared, number))].tolist()
                 for name, find in ways.items():
                     started = time.perf_counter()
                     values = find(method, prepared)
@@ -110,11 +111,14 @@ class Bench:
                 )
                 print(f"| {cells} | {1e3 * np.median(seconds[name]):.1f} |", flush=True)
 
-    def exact(self, prepared: PreparedQuery, number: int) -> np.ndarray:
-        """The exact value of every sample for a query; what preconditioning takes away is defined by the sketches."""
+    def exact(self, method: Method, prepared: PreparedQuery, number: int) -> np.ndarray:
+        """The exact value of every sample for a query."""
         if prepared.is_cosine:
             return self.raw[:, number] / self.exact_norms / prepared.norm
-        return self.raw[:, number] - self.sketches @ prepared.taken.astype(np.float64)
+        if method == "raw":
+            return self.raw[:, number]
+        weights = self.answering.projection.damped_weights(DAMPING).flatten().numpy()
+        return self.raw[:, number] - self.cores @ (weights * self.asked_cores[number])
 
     def rescored(self, prepared: PreparedQuery, gains: np.ndarray, num: int) -> Values:
         """The num candidates at each end with the highest and the lowest sums of sketch value and gain [N]."""
@@ -243,19 +247,21 @@ def describe(curator: Curator) -> None:
     print(f"bytes a sample: {', '.join(f'{name} {size / num:,.0f}' for name, size in tiers.items())}", flush=True)
 
 
-def kept_values(args: argparse.Namespace, asked: list[str], stored: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def kept_values(
+    args: argparse.Namespace, answering: Answering, asked: list[str], stored: list[str]
+) -> tuple[np.ndarray, ...]:
     """`exact_values`, from the file where they have been kept."""
     path = args.folder / "exact.npz" if args.folder else None
     if path and path.exists():
         found = np.load(path)
-        return found["raw"], found["norms"]
+        return found["raw"], found["norms"], found["cores"], found["asked_cores"]
     started = time.perf_counter()
     lm = CausalLM.load(args.model, device="cpu", dtype="float32")
-    raw, norms = exact_values(lm, encode(args, lm, stored), encode(args, lm, asked))
+    found = exact_values(lm, answering.projection, encode(args, lm, stored), encode(args, lm, asked))
     print(f"exact values: {time.perf_counter() - started:.0f} s", flush=True)
     if path:
-        np.savez(path, raw=raw, norms=norms)
-    return raw, norms
+        np.savez(path, **dict(zip(("raw", "norms", "cores", "asked_cores"), found, strict=True)))
+    return found
 
 
 def encode(args: argparse.Namespace, lm: CausalLM, texts: list[str]) -> list[EncodedSample]:
@@ -279,17 +285,28 @@ def exact_gradients(lm: CausalLM, samples: list[EncodedSample]) -> Iterator[torc
 
 
 def exact_values(
-    lm: CausalLM, stored: list[EncodedSample], asked: list[EncodedSample]
-) -> tuple[np.ndarray, np.ndarray]:
-    """<G_i, G_q> of every stored sample for every query, float64 [N, Q], and ||G_i|| [N]."""
-    queries = torch.stack(list(exact_gradients(lm, asked))).flatten(1)
-    raw, norms = [], []
+    lm: CausalLM, projection: Projection, stored: list[EncodedSample], asked: list[EncodedSample]
+) -> tuple[np.ndarray, ...]:
+    """<G_i, G_q> of every stored sample for every query, float64 [N, Q], and ||G_i|| [N]; the cores of both."""
+    hidden_basis = projection.hidden_basis[:, : projection.hidden_rank]
+
+    def cores(gradients: torch.Tensor) -> torch.Tensor:
+        return (projection.error_basis.T @ (gradients @ hidden_basis)).flatten(1)
+
+    queries = torch.stack(list(exact_gradients(lm, asked)))
+    raw, norms, of_stored = [], [], []
     gradients = exact_gradients(lm, stored)
     for start in range(0, len(stored), GROUP):
         group = torch.stack([next(gradients) for _ in range(min(GROUP, len(stored) - start))])
-        raw.append(group.flatten(1) @ queries.T)
+        raw.append(group.flatten(1) @ queries.flatten(1).T)
         norms.append(torch.linalg.vector_norm(torch.linalg.vector_norm(group, dim=2).double(), dim=1))
-    return torch.cat(raw).double().numpy(), torch.cat(norms).numpy()
+        of_stored.append(cores(group))
+    return (
+        torch.cat(raw).double().numpy(),
+        torch.cat(norms).numpy(),
+        torch.cat(of_stored).numpy(),
+        cores(queries).numpy(),
+    )
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ def main() -> int:
         "# Families of models",
         "",
         "`python scripts/check_families.py`: tiny random models (float32), transformers "
-        f"{transformers.__version__}, torch {torch.__version__}. Largest differences; below 1e-4 is rounding of states and logits of the order of 1.",
+        f"{transformers.__version__}, torch {torch.__version__}. Largest differences; below "
+        "1e-4 is rounding of states and logits of the order of 1.",
         "",
         "| family | reads | forward | autograd | batch | chat mask |",
         "|---|---|---|---|---|---|",

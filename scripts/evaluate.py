@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from evaluate_cases import Case, cases
 from evaluate_features import SmallModel, WholeGradients
-from evaluate_methods import RULES, basic_scores, geometries
+from evaluate_methods import OURS, RULES, basic_scores, geometries
 from evaluate_page import write_page
 from evaluate_retrain import Recipe, Retraining
 from evaluate_subsets import datamodeling, selections
@@ -83,7 +83,7 @@ def _all_methods(case: Case, model: SmallModel) -> dict[str, dict[str, np.ndarra
             delta = choose(geometry)
             judged[f"{name} | {rule} | value"] = case.judge(geometry.values(delta))
             judged[f"{name} | {rule} | relative"] = case.judge(geometry.cosines(delta))
-            if name == "sketch":
+            if name == OURS:
                 judged[f"{name} | {rule} | sketch tier"] = case.judge(geometry.inside(delta))
             share = np.array([delta / geometry.moments.sum()])
             judged[f"{name} | {rule} | value"]["delta over trace"] = share

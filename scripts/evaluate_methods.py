@@ -11,6 +11,7 @@ to choose delta without labels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,10 @@ from evaluate_features import Features
 
 from index import Projection
 
-__all__ = ["RULES", "Geometry", "basic_scores", "bm25_scores", "geometries"]
+__all__ = ["OURS", "RULES", "Geometry", "basic_scores", "bm25_scores", "geometries"]
+
+
+OURS = "EK-FAC of the sketch"  # what the product does
 
 
 def basic_scores(train: Features, queries: Features, seed: int) -> dict[str, np.ndarray]:
@@ -63,6 +67,7 @@ class Geometry:
     queries: np.ndarray  # R [D, Q]
     moments: np.ndarray  # lambda [D]
     width: int  # dimensions that the basis stands for
+    rotation: np.ndarray | None = None  # P [D, sketch width]: what of the basis sketches keep, where not all of it
 
     def weights(self, delta: float) -> np.ndarray:
         """w [D]."""
@@ -73,8 +78,11 @@ class Geometry:
         return self.raw - (self.samples * self.weights(delta).astype(self.samples.dtype)) @ self.queries
 
     def inside(self, delta: float) -> np.ndarray:
-        """Preconditioned values inside the basis alone [N, Q]: the sketch tier."""
-        return (self.samples * (1 - self.weights(delta)).astype(self.samples.dtype)) @ self.queries
+        """Preconditioned values inside what sketches keep [N, Q]: the sketch tier."""
+        damped = (1 - self.weights(delta)).astype(self.samples.dtype)[:, None] * self.queries
+        if self.rotation is None:
+            return self.samples @ damped
+        return (self.samples @ self.rotation) @ (self.rotation.T @ damped)
 
     def cosines(self, delta: float) -> np.ndarray:
         """The same over the sample's own norm under the damped inverse: relative influence."""
@@ -90,8 +98,8 @@ def geometries(train: Features, asked: torch.Tensor, projection: Projection) -> 
     size = (-1, projection.vocab_size, projection.hidden_size)
     found = {}
 
-    def add(name: str, samples: np.ndarray, of_queries: np.ndarray, moments: np.ndarray, width: int) -> None:
-        found[name] = Geometry(raw, norms, samples, of_queries, moments, width)
+    def add(name: str, *of: Any) -> None:
+        found[name] = Geometry(raw, norms, *of)
 
     gram = (rows @ rows.T).double()
     for name, scale in (("full", np.ones(len(norms))), ("full, unit norms", np.sqrt(norms.mean() / norms))):
@@ -107,6 +115,8 @@ def geometries(train: Features, asked: torch.Tensor, projection: Projection) -> 
     mean = np.square(sketches.astype(np.float64)).mean(0)
     add("sketch, all samples", sketches, asked_sketches.T, mean, projection.width)
     add("EK-FAC, U_e x U_h", cores[0], cores[1].T, np.square(cores[0].astype(np.float64)).mean(0), cores[0].shape[1])
+    seen = (projection.rotation.double().square() @ projection.second_moment.double()).numpy()
+    add(OURS, cores[0], cores[1].T, seen, cores[0].shape[1], projection.rotation.numpy())
     error_values = (
         projection.error_basis.double().T @ train.moments.errors @ projection.error_basis.double()
     ).diagonal()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from evaluate_data import Item, read_classes
 from evaluate_features import Features, SmallModel, WholeGradients
-from evaluate_methods import RULES, basic_scores, geometries
+from evaluate_methods import OURS, RULES, basic_scores, geometries
 from evaluate_retrain import Retraining, random_halves
 from scipy.stats import spearmanr
 
@@ -22,7 +22,7 @@ from index import Projection
 __all__ = ["datamodeling", "selections"]
 
 _DATA = "sentences"
-_RULES = ("1 x mean", "10 x mean", "100 x mean")
+_RULES = ("1 x mean", "10 x mean", "30 x mean", "100 x mean")
 _SHARES = (0.1, 0.2, 0.5)
 _RANDOM_SEEDS = 3
 MakeRetraining = Callable[[list[Item], list[Item]], Retraining]
@@ -61,7 +61,7 @@ def selections(model: SmallModel, folder: Path, retraining: MakeRetraining, num_
     for share in _SHARES:
         number = round(share * len(items))
         by_method: dict[str, list[float]] = {}
-        for name in ("raw", "cosine", "sketch, 10 x mean", "BM25"):
+        for name in ("raw", "cosine", f"{OURS}, 10 x mean", "BM25"):
             chosen_of = [np.argsort(-scores[name][:, of[label]].mean(1), kind="stable")[:number] for label in labels]
             by_method[name] = [
                 float(trained.losses(chosen)[of[label]].mean()) for chosen, label in zip(chosen_of, labels, strict=True)
@@ -82,7 +82,7 @@ def _preconditioned(train: Features, queries: Features, projection: Projection) 
     found = geometries(train, torch.as_tensor(queries.gradients).float(), projection)
     return {
         f"{name}, {rule}": found[name].values(RULES[rule](found[name]))
-        for name in ("full", "sketch", "EK-FAC, U_e x U_h", "K-FAC, U_e x U_h")
+        for name in ("full", "sketch", OURS, "EK-FAC, U_e x U_h", "K-FAC, U_e x U_h")
         for rule in _RULES
     }
 

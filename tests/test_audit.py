@@ -37,11 +37,16 @@ def sketches(curator: Curator) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(found).astype(np.float64), np.concatenate([segment.norms for segment in segments])
 
 
-def weights(curator: Curator, method: str, damping: float) -> np.ndarray | float:
-    if not method.startswith("preconditioned"):
-        return 1.0
+def weights(curator: Curator, method: str, damping: float) -> np.ndarray:
+    """I - P^T diag(w) P [D, D]."""
     with curator._asking(None, None) as answering:
-        return 1 - answering.projection.precondition_weights(damping).astype(np.float64)
+        projection = answering.projection
+    identity = np.eye(projection.width)
+    if not method.startswith("preconditioned"):
+        return identity
+    rotation = projection.rotation.double().numpy()
+    moment = np.diag(rotation @ np.diag(projection.second_moment.double().numpy()) @ rotation.T)
+    return identity - rotation.T @ np.diag(moment / (moment + damping * moment.mean())) @ rotation
 
 
 @pytest.mark.parametrize("method", AUDIT_METHODS)
@@ -49,7 +54,7 @@ def test_without_a_reference_a_value_is_the_mean_over_the_others_of_the_group(as
     stored, norms = sketches(asked)
     if "cosine" in method:
         stored = stored / norms[:, None]
-    pairs = (stored * weights(asked, method, 3.0)) @ stored.T
+    pairs = stored @ weights(asked, method, 3.0) @ stored.T
     result = asked.audit_mislabeled(method=method, damping=3.0, limit=ALL)
     assert len(result.items) == SIZE
     for item in result.items:

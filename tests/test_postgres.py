@@ -1,5 +1,6 @@
 """PostgreSQL holds the metadata as SQLite does: the same commands, the same answers."""
 
+import json
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 from curator import Curator, demo
 from curator.errors import CuratorError, LockedError
 from curator.metadata import database
+from tests.models.templates import CHATML
 from tests.stores import CORPUS, NAMED, QUESTION, VALIDATION, contents, write_jsonl
 
 pytestmark = pytest.mark.postgres
@@ -213,3 +215,35 @@ def test_a_server_that_does_not_answer_is_one_clear_error(tmp_path: Path):
         with pytest.raises(CuratorError, match="cannot be opened") as caught:
             Curator.open(tmp_path / "store", database_url=url)
     assert "secret" not in str(caught.value)
+
+
+def test_conversations_and_pairs_are_the_same_there(url: str, tmp_path: Path):
+    (tmp_path / "t.jinja").write_text(CHATML, "utf-8")
+    turns = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": f"{row['response']} \u00e9"}]
+        for row in CORPUS[:10]
+    ]
+    write_jsonl(tmp_path / "chat.jsonl", [*({"messages": one, "n": 1} for one in turns), {"messages": []}])
+    pair = {"prompt": "x", "chosen": " yes", "rejected": " no"}
+    refused = {"prompt": "so " * 2_000, "chosen": " yes", "rejected": " no"}  # too long, both
+    write_jsonl(tmp_path / "pairs.jsonl", [pair, refused])
+    seen = []
+    for name, where in (("sqlite", None), ("postgres", url)):
+        with Curator.open(tmp_path / name, device="cpu", database_url=where) as curator:
+            asked = {"model": str(demo.MODEL), "chat_template": tmp_path / "t.jinja"}
+            curator.ingest(tmp_path / "chat.jsonl", dataset="chat", **asked)
+            curator.ingest(tmp_path / "pairs.jsonl", dataset="pairs")
+            curator.delete('key = "chat:3"')
+            curator.compact()
+            curator.save_query("pairs", data=tmp_path / "pairs.jsonl")
+            answer = curator.query(saved="pairs", exact=True, where='text contains "\u00e9"')
+            curator.select(saved="pairs", count=20, out=tmp_path / f"{name}.jsonl")
+            items = [(item.id, item.key, item.text, round(item.value, 6)) for item in answer.helpful]
+            bad = [(row["dataset"], row["row"], row["reason"]) for row in curator.quarantined()]
+            rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()]
+            assert curator.verify()["problems"] == []
+            seen.append((items, bad, [(row.get("messages"), row.get("prompt"), row["rank"]) for row in rows]))
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]) == 9
+    assert [(name, row) for name, row, _ in seen[0][1]] == [("chat", 10), ("pairs", 1)]
+    assert sum(messages in turns for messages, _, _ in seen[0][2]) == 9

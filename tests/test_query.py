@@ -147,11 +147,11 @@ def exact_values(asked: Curator) -> Callable[[str, float], np.ndarray]:
         part.double().numpy() for part in (projection.error_basis, projection.hidden_basis, projection.rotation)
     )
 
-    def sketch(of: np.ndarray) -> np.ndarray:
-        return (basis.T @ of @ hidden_basis[:, : projection.hidden_rank]).ravel() @ rotation
+    def core(of: np.ndarray) -> np.ndarray:
+        return (basis.T @ of @ hidden_basis[:, : projection.hidden_rank]).ravel()
 
-    sketches = np.array([sketch(reference.gradient(*sample)) for sample in samples])
-    moment = projection.second_moment.double().numpy()
+    cores = np.array([core(reference.gradient(*sample)) for sample in samples])
+    moment = np.square(rotation) @ projection.second_moment.double().numpy()
 
     def values(method: str, damping: float) -> np.ndarray:
         if method == "raw":
@@ -159,7 +159,7 @@ def exact_values(asked: Curator) -> Callable[[str, float], np.ndarray]:
         if method == "cosine":
             return plain / norms / np.linalg.norm(gradient)
         weights = moment / (moment + damping * moment.mean())
-        return plain - sketches @ (weights * sketch(gradient))
+        return plain - cores @ (weights * core(gradient))
 
     return values
 
@@ -183,7 +183,7 @@ def test_the_cheaper_tiers_are_close_to_the_exact_one(
 ):
     expected = exact_values(method, DEFAULT_DAMPING)
     best, worst = set(np.argsort(-expected)[:10] + 1), set(np.argsort(expected)[:10] + 1)
-    for rerank, least, overlap in ((SIZE, 0.999, 9), (0, 0.98, 8)):
+    for rerank, least, overlap in ((SIZE, 0.998, 9), (0, 0.97, 7)):
         found = asked.query(**VALIDATION, method=method, rerank=rerank, **ALL)
         by_id = valued(found)
         assert spearmanr(expected, [by_id[i + 1] for i in range(SIZE)]).statistic >= least
@@ -244,10 +244,12 @@ def test_percentiles_of_a_large_corpus_are_exact_at_the_ends_and_sampled_between
 
 
 def test_tokens_add_up_to_the_value(asked: Curator):
+    """Up to the errors that factors do not keep: they are most of what is left where the common part is taken away."""
     for method in METHODS:
+        share = 0.15 if method == "preconditioned" else 0.05
         for item in asked.query(**VALIDATION, method=method, tokens=True, rerank=SIZE).helpful:
             assert item.tokens
-            assert sum(token.value for token in item.tokens) == pytest.approx(item.value, rel=0.05, abs=0.02)
+            assert sum(token.value for token in item.tokens) == pytest.approx(item.value, rel=share, abs=0.02)
             assert item.text.endswith("".join(token.text for token in item.tokens).removesuffix("</s>"))
 
 

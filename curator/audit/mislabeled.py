@@ -5,9 +5,9 @@ the rest of its group: the mean value of the others of the group for it,
 
     v(i) = (<s_i, W S_g> - <s_i, W s_i>) / (n_g - 1),    S_g = sum of s_j over the group
 
-at the sketch tier: s_i the sketch, W = 1 - w of preconditioning, else 1. Two streaming passes; memory is one row a
-group. Ranked by how many robust standard deviations a value lies below its group's median: values of different groups
-differ in scale.
+at the sketch tier: s_i the sketch, W = I - P^T diag(w) P [D, D] of preconditioning, else I. Two streaming passes;
+memory is one row a group. Ranked by how many robust standard deviations a value lies below its group's median: values
+of different groups differ in scale.
 
 Besides the methods of a query there is one more, both of its cures at once: preconditioned-cosine divides every sample,
 and what it is held against, by ||G||, and preconditions. A well-trained model has tiny gradients for what it knows and
@@ -29,6 +29,7 @@ from curator.metadata.spaces import known_fields
 from curator.query import Answering
 from curator.types import Fields
 from curator.value import Method
+from index.projection import Projection
 from index.scan import RowScale, row_factors, sketches_of
 
 __all__ = ["AUDIT_METHODS", "AuditMethod", "MislabeledOptions", "mislabeled"]
@@ -158,14 +159,20 @@ def _against_each_other(answering: Answering, groups: Groups, options: Mislabele
         groups.only(np.flatnonzero(~alone))
     if not len(groups.ids):
         raise UsageError("every group holds one sample: without a clean reference there is nothing to compare")
-    weights_D = np.ones(answering.projection.width)
-    if options.is_preconditioned:
-        weights_D -= answering.projection.precondition_weights(options.damping)
     sums_GD = np.zeros((len(groups.names), answering.projection.width))
     for places, sketches_nD in _scaled(answering, groups, options):
         np.add.at(sums_GD, groups.codes[places], sketches_nD)
-    values = _values(answering, groups, sums_GD * weights_D, options, own_D=weights_D)
+    weights_DD = _inside(answering.projection, options.damping) if options.is_preconditioned else None
+    search_GD = sums_GD if weights_DD is None else sums_GD @ weights_DD
+    values = _values(answering, groups, search_GD, options, is_own_out=True, weights_DD=weights_DD)
     return values / (groups.sizes[groups.codes] - 1), {}
+
+
+def _inside(projection: Projection, damping: float) -> np.ndarray:
+    """I - P^T diag(w) P, float64 [D, D]: preconditioning as sketches see it."""
+    rotation = projection.rotation.double()
+    taken = rotation.T @ (projection.damped_weights(damping).double().flatten()[:, None] * rotation)
+    return np.eye(projection.width) - taken.cpu().numpy()
 
 
 def _scaled(answering: Answering, groups: Groups, options: MislabeledOptions) -> Any:
@@ -180,14 +187,17 @@ def _values(
     groups: Groups,
     search_GD: np.ndarray,
     options: MislabeledOptions,
-    own_D: np.ndarray | None = None,
+    *,
+    is_own_out: bool = False,
+    weights_DD: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Each sample's value for its own group's row; `own_D`: less what it adds to that row itself."""
+    """Each sample's value for its own group's row; `is_own_out`: less what it adds to that row itself."""
     values_N = np.full(len(groups.ids), np.nan)
     for places, sketches_nD in _scaled(answering, groups, options):
         values = np.einsum("nd,nd->n", sketches_nD, search_GD[groups.codes[places]])
-        if own_D is not None:
-            values -= np.square(sketches_nD) @ own_D
+        if is_own_out:
+            weighted_nD = sketches_nD if weights_DD is None else sketches_nD @ weights_DD
+            values -= np.einsum("nd,nd->n", sketches_nD, weighted_nD)
         values_N[places] = values
     assert np.isfinite(values_N).all(), "every live sample has a sketch"
     return values_N

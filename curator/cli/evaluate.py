@@ -30,7 +30,7 @@ __all__ = ["evaluate"]
     type=click.Choice(["raw", "cosine", "preconditioned"]),
     help="Several are compared. [default: all]",
 )
-@click.option("--damping", type=float, default=30.0, show_default=True, help="Of preconditioned.")
+@click.option("--damping", type=float, default=10.0, show_default=True, help="Of preconditioned.")
 @click.option("--where", metavar="FILTER", help="""Only samples like: dataset = "train" and num_tokens < 200""")
 @click.option("--space", metavar="FINGERPRINT", help="Its first characters. [default: the newest space]")
 @model_options

@@ -69,6 +69,11 @@ def ingest(data: tuple[str, ...], store: str, device: str, quiet: bool, as_json:
     \b
     curator ingest train.jsonl --model ./model --store store --dataset train
     curator ingest qa.parquet --prompt-field question --response-field answer --store store --dataset qa
+    curator ingest chats.jsonl --model ./model --chat-template chatml.jinja --store store --dataset chats
+
+    Where no column is named, the columns say what the rows are: conversations (messages, conversations), preference
+    pairs (chosen, rejected), prompts (prompt and completion or response, instruction and output, question and answer)
+    or text; --shape forces one. Of conversations the assistant's turns count. See first with: curator preview
     """
     from curator.service import Curator
 

@@ -82,7 +82,7 @@ method_options = _all(
         show_default=True,
         help="raw: the paper's value. cosine: free of length. preconditioned: an influence function of the last layer.",
     ),
-    click.option("--damping", type=float, default=30.0, show_default=True, help="Larger is nearer to raw."),
+    click.option("--damping", type=float, default=10.0, show_default=True, help="Larger is nearer to raw."),
 )
 saved_options = _all(asked_options, space_option, model_options)
 query_options = _all(

@@ -35,7 +35,6 @@ from curator.value import (
     QueryGradient,
     QueryRepresentation,
     prepare,
-    represent,
 )
 from curator.value.represent import MAX_ELEMENTS
 from index.factors import QuantizedFactors, token_values
@@ -333,7 +332,7 @@ class Answering:
 
     @torch.inference_mode()
     def _exact_of(self, prepared: PreparedQuery, hidden: CountedHidden) -> np.ndarray:
-        """<G_i, gradient> - taken . sketch_i of each sample of a batch, float64 [B]; G_i is never formed."""
+        """<G_i, gradient> of each sample of a batch, float64 [B]; G_i is never formed."""
         assert prepared.gradient is not None
         head = self.model.lm.head
         block = max(1, MAX_ELEMENTS // head.vocab_size)
@@ -341,11 +340,7 @@ class Answering:
             ((head.errors(states, labels)[0] @ prepared.gradient) * states.float()).double().sum(1)
             for states, labels in zip(hidden.hidden.split(block), hidden.labels.split(block), strict=True)
         ]
-        values = np.array([part.sum().item() for part in torch.cat(per_token).split(hidden.counts)])
-        if prepared.taken.any():
-            parts = represent(hidden, head, self.projection)
-            values -= np.array([float(part.sketch.astype(np.float64) @ prepared.taken) for part in parts])
-        return values
+        return np.array([part.sum().item() for part in torch.cat(per_token).split(hidden.counts)])
 
     def _encode_again(self, ids: list[int]) -> list[EncodedSample]:
         rows = rows_by_id(self.session, ids)

@@ -100,9 +100,8 @@ def explain(
     scale = float(row_factors(np.array([answering.norm_of(sample_id)]), "inverse_norm")[0]) if prepared.is_cosine else 1
     weights = None
     if options.method == "preconditioned":
-        damped = answering.projection.precondition_weights(options.damping)
-        weights = torch.from_numpy(damped).to(answering.model.device)
-    states, labels, expected = _sample(answering, sample_id, exact=options.exact, sketched=weights is not None)
+        weights = answering.projection.damped_weights(options.damping)
+    states, labels, expected = _sample(answering, sample_id, exact=options.exact, with_cores=weights is not None)
     by_token = np.zeros(len(labels))
     best: list[tuple[float, int, _Part]] = []
     for number, part in enumerate(_parts(answering, query, states, weights, prepared, scale, exact=options.exact)):
@@ -143,17 +142,17 @@ def explain(
 
 
 def _sample(
-    answering: Answering, sample_id: int, *, exact: bool, sketched: bool
+    answering: Answering, sample_id: int, *, exact: bool, with_cores: bool
 ) -> tuple[TokenStates, list[int], list[list[tuple[int, float]]]]:
     """The sample's tokens, run through the model or from its factors; its labels, and what was expected instead."""
     if exact:
         batch = answering.run([sample_id])
         errors, _ = answering.model.lm.head.errors(batch.hidden, batch.labels)
-        states = TokenStates.of(errors, batch.hidden, answering.projection, sketched=sketched)
+        states = TokenStates.of(errors, batch.hidden, answering.projection, with_cores=with_cores)
         return states, batch.labels.tolist(), _expected(errors)
     factors = answering.factors_of(sample_id)
     device = answering.model.device
-    states = TokenStates.stored(factors, answering.projection, sketched=sketched, device=device)
+    states = TokenStates.stored(factors, answering.projection, with_cores=with_cores, device=device)
     return states, factors.labels.tolist(), _expected(states.errors)
 
 
@@ -179,7 +178,7 @@ def _parts(
                 raise EmptyQueryError("a sample of the query does not fit the memory alone: it cannot be explained")
             for position, hidden, labels in _split(positions, batch):
                 errors, _ = head.errors(hidden, labels)
-                states = TokenStates.of(errors, hidden, projection, sketched=weights is not None)
+                states = TokenStates.of(errors, hidden, projection, with_cores=weights is not None)
                 pairs = pair_values(sample, states if exact else states.on_basis(projection), weights)
                 share = factor * scale / len(usable) / (prepared.norm if prepared.is_cosine else 1.0)
                 pairs_KQ = (pairs * share).cpu().numpy()

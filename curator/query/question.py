@@ -34,7 +34,7 @@ class OneQuestion(TypedDict, total=False):
     model: str | None  # where the space's model lies now, if it has moved
     where: str | None  # only samples that match this filter
     method: Method  # raw
-    damping: float  # of preconditioned; 30
+    damping: float  # of preconditioned; 10
     top: int  # helpful samples in the answer; 10
     harmful: int  # harmful ones; 10
     rerank: int  # candidates at each end that are rescored from their factors; 100, and a quarter more for rare labels

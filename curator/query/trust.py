@@ -2,8 +2,9 @@
 
     G_i = (its part inside the sketch's subspace) + r_i,     |v(i|q) - sketch_i . search| <= ||r_i|| ||r_q||
 
-holds for every method, since preconditioning acts inside the subspace, and needs nothing but what is stored: that is
-the bound. (Not of sketches that a refit has made from stored factors: there it is an estimate, and an answer says so.)
+holds for every method, since a preconditioned query is a query with another gradient, and needs nothing but what is
+stored: that is the bound. (Not of sketches that a refit has made from stored factors: there it is an estimate, and an
+answer says so.)
 A sample that is not shown, and whose value is below that of the last one shown even at its bound, is certainly not
 missed. Among the others either those with the highest bounds are run through the model until none is left (certify),
 or a random part is run, and tells with confidence how many of the rest can be missed at most (trust).
@@ -110,7 +111,6 @@ def bounds_of(
     search = prepared.search.astype(np.float64)
     length = float(np.linalg.norm(search))
     norm_q = 1.0 if prepared.is_cosine else prepared.norm
-    rest_q = norm_q * float(np.sqrt(max(0.0, 1.0 - prepared.captured)))
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0))]
     for segment in segments:
         for start in range(0, segment.num_samples, _BLOCK_ROWS):
@@ -122,7 +122,7 @@ def bounds_of(
             norms = segment.norms[start:stop][mask].astype(np.float64)
             energies = np.square(sketches).sum(1)
             rest = np.sqrt(np.maximum(0.0, norms**2 - energies * (1.0 - 2.0 * _ROUNDING)))
-            slack = rest * rest_q + _ROUNDING * np.sqrt(energies) * length + _ARITHMETIC * norms * norm_q
+            slack = rest * prepared.missed + _ROUNDING * np.sqrt(energies) * length + _ARITHMETIC * norms * norm_q
             factors = row_factors(norms, row_scale)
             parts.append((segment.ids[start:stop][mask], sketches @ search * factors, slack * factors))
     ids, middle, slack = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -58,6 +58,24 @@ class QueryRepresentation:
             _weighted(factors, gradients) if len(gradients) == len(parts) else None,
         )
 
+    def core(self, projection: Projection) -> torch.Tensor:
+        """S = U_e^T G U_h of the query, float32 [M, R]: U_h is the first R columns of the hidden basis."""
+        size = (projection.error_rank, projection.hidden_rank)
+        seen = (projection.rotation @ self.sketch).reshape(size)
+        return seen + projection.error_basis.T @ self.outside[:, : projection.hidden_rank]
+
+    def less(self, taken: torch.Tensor, projection: Projection) -> "QueryRepresentation":
+        """Of G - U_e T U_h^T, for T = `taken` float32 [M, R]."""
+        core, lifted = self.core(projection), projection.error_basis @ taken
+        sketch = taken.flatten() @ projection.rotation
+        rest = self.outside.clone()
+        rest[:, : projection.hidden_rank] += projection.lift(sketch) - lifted
+        gradient = self.gradient
+        if gradient is not None:
+            gradient = gradient - lifted @ projection.hidden_basis[:, : projection.hidden_rank].T
+        energy = self.norm**2 + float(((core - taken).double().square() - core.double().square()).sum())
+        return QueryRepresentation(self.sketch - sketch, rest, max(0.0, energy) ** 0.5, gradient)
+
     def _inner(self, other: "QueryRepresentation") -> float:
         inside = self.sketch.double() @ other.sketch.double()
         return float(inside + (self.outside.double() * other.outside.double()).sum())

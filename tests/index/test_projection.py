@@ -93,11 +93,23 @@ def test_what_the_sketch_misses_is_orthogonal_to_what_it_sees() -> None:
     torch.testing.assert_close(split, torch.einsum("ivh,qvh->iq", gradients(), gradients()), rtol=1e-4, atol=1e-5)
 
 
+def test_the_core_moment_is_the_mean_square_of_what_the_sketch_sees_of_a_core() -> None:
+    """Over the samples whose sketches are uncorrelated: those of the calibration, by the choice of the axes."""
+    cores = (fitted().error_basis.T @ gradients() @ fitted().hidden_basis[:, :R]).flatten(1).double()
+    seen = cores @ fitted().rotation.double()
+    values, vectors = torch.linalg.eigh(seen.T @ seen / len(seen))
+    turned = Projection(
+        fitted().error_basis, fitted().hidden_basis, fitted().rotation @ vectors.float(), values.float().clamp_min(0)
+    )
+    expected = (seen @ fitted().rotation.double().T).square().mean(0).reshape(M, R).float()
+    torch.testing.assert_close(turned.core_moment(), expected, rtol=1e-3, atol=1e-6 * float(expected.max()))
+
+
 @pytest.mark.parametrize("damping", [1e-3, 1.0, 30.0])
 def test_preconditioning_weights_follow_the_second_moment(damping: float) -> None:
-    """w_j = lambda_j / (lambda_j + damping mean(lambda)): in [0, 1], larger where the samples agree."""
-    moment = fitted().second_moment.double().numpy()
-    weights = fitted().precondition_weights(damping)
+    """w = Lambda / (Lambda + damping mean(Lambda)): in [0, 1], larger where the samples agree."""
+    moment = fitted().core_moment().double().numpy().ravel()
+    weights = fitted().damped_weights(damping).numpy().ravel()
     np.testing.assert_allclose(weights, moment / (moment + damping * moment.mean()), rtol=1e-5)
     assert (weights[np.argsort(moment)] == np.sort(weights)).all()
 
@@ -107,15 +119,16 @@ def test_preconditioning_weights_have_limits(damping: float, weight: float) -> N
     """No damping takes the whole coordinate away, endless damping nothing; a coordinate never seen always stays."""
     one = fitted()
     moments = torch.cat([one.second_moment[:10] + 1e-3, torch.zeros(D - 10)])
-    weights = Projection(one.error_basis, one.hidden_basis, one.rotation, moments).precondition_weights(damping)
-    np.testing.assert_allclose(weights, [weight] * 10 + [0.0] * (D - 10), atol=1e-20)
+    axes = torch.eye(M * R)[:, :D].contiguous()
+    weights = Projection(one.error_basis, one.hidden_basis, axes, moments).damped_weights(damping).flatten()
+    np.testing.assert_allclose(weights, [weight] * 10 + [0.0] * (M * R - 10), atol=1e-20)
 
 
 @pytest.mark.parametrize("damping", [1e-300, 1e-6, 10.0, float("inf")])
 def test_preconditioning_with_no_moment_at_all_takes_nothing_away(damping: float) -> None:
     one = fitted()
     empty = Projection(one.error_basis, one.hidden_basis, one.rotation, torch.zeros(D))
-    assert not empty.precondition_weights(damping).any()
+    assert not empty.damped_weights(damping).any()
 
 
 def test_a_projection_comes_back_from_its_file_bit_for_bit(tmp_path: Path) -> None:

@@ -46,22 +46,28 @@ def prepared_of(gradient: torch.Tensor, projection: Projection, method: Method, 
     return prepare(QueryRepresentation.of(gradient, projection), projection, method, damping)
 
 
-def directions() -> np.ndarray:
-    """B [V H, D]: the sketch's directions in gradient space, kron(U_e, U_h) P."""
+def products() -> np.ndarray:
+    """B [V H, M R]: the products of the two bases in gradient space, kron(U_e, U_h)."""
     projection = world()[2]
     hidden_basis = projection.hidden_basis[:, : projection.hidden_rank].double().numpy()
-    return np.kron(projection.error_basis.double().numpy(), hidden_basis) @ projection.rotation.double().numpy()
+    return np.kron(projection.error_basis.double().numpy(), hidden_basis)
+
+
+def directions() -> np.ndarray:
+    """[V H, D]: the sketch's directions in gradient space, kron(U_e, U_h) P."""
+    return products() @ world()[2].rotation.double().numpy()
 
 
 def dense_values(method: Method, damping: float, gradients: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """The method's definition; `gradients` and `query` are whole, or their parts inside the sketch's subspace."""
+    """The method's definition; `gradients` are whole, or their parts inside the sketch's subspace."""
     norms, of_query = np.linalg.norm(world()[0], axis=1), np.linalg.norm(world()[1])
-    moment = world()[2].second_moment.double().numpy()
+    rotation, second_moment = world()[2].rotation.double().numpy(), world()[2].second_moment.double().numpy()
+    moment = np.diag(rotation @ np.diag(second_moment) @ rotation.T)
     if method == "raw":
         return gradients @ query
     if method == "cosine":
         return gradients @ query / (norms * of_query)
-    return gradients @ reference.precondition(directions(), moment, damping * moment.mean()) @ query
+    return gradients @ reference.precondition(products(), moment, damping * moment.mean()) @ query
 
 
 def scales(prepared: PreparedQuery) -> np.ndarray:
@@ -80,23 +86,23 @@ CASES += [("preconditioned", damping) for damping in (1e-3, 0.3, 10.0, 1e6)]
 
 @pytest.mark.parametrize(("method", "damping"), CASES)
 def test_the_exact_tier_is_the_definition(method: Method, damping: float) -> None:
-    """(<G_i, gradient> - taken . sketch_i) * scale_i"""
-    gradients, query, projection, representations, gradient = world()
+    """<G_i, gradient> * scale_i"""
+    gradients, query, projection, _, gradient = world()
     prepared = prepared_of(gradient, projection, method, damping)
-    sketches = np.stack([one.sketch for one in representations])
-    found = (gradients @ prepared.gradient.double().numpy().flatten() - sketches @ prepared.taken) * scales(prepared)
+    assert prepared.gradient is not None
+    found = gradients @ prepared.gradient.double().numpy().flatten() * scales(prepared)
     expected = dense_values(method, damping, gradients, query)
     np.testing.assert_allclose(relative(found, method), relative(expected, method), atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "damping"), CASES)
 def test_the_sketch_tier_is_the_definition_inside_the_subspace(method: Method, damping: float) -> None:
-    """(search . sketch_i) * scale_i is the value between the parts of G_i and G_q that the sketch sees."""
+    """(search . sketch_i) * scale_i is the value of the part of G_i that the sketch sees."""
     gradients, query, projection, representations, gradient = world()
     prepared = prepared_of(gradient, projection, method, damping)
     found = np.stack([one.sketch for one in representations]) @ prepared.search * scales(prepared)
     inside = directions() @ directions().T
-    expected = dense_values(method, damping, gradients @ inside, inside @ query)
+    expected = dense_values(method, damping, gradients @ inside, query)
     np.testing.assert_allclose(relative(found, method), relative(expected, method), atol=1e-5)
 
 
@@ -123,15 +129,30 @@ def test_infinite_damping_is_raw(damping: float) -> None:
     _, _, projection, _, gradient = world()
     raw, damped = (prepared_of(gradient, projection, m, damping) for m in ("raw", "preconditioned"))
     np.testing.assert_allclose(damped.search, raw.search, rtol=1e-6)
-    np.testing.assert_allclose(damped.taken, 0, atol=1e-6)
+    torch.testing.assert_close(damped.outside, raw.outside)
+    torch.testing.assert_close(damped.gradient, raw.gradient)
     torch.testing.assert_close(damped.tokens, raw.tokens)
 
 
-def test_no_damping_leaves_only_what_the_calibration_did_not_see() -> None:
+def test_no_damping_leaves_only_what_lies_outside_of_the_bases() -> None:
+    """Every product of the two bases has been seen in some sample; what is left is orthogonal to them all."""
+    _, query, projection, _, gradient = world()
+    damped = prepared_of(gradient, projection, "preconditioned", 1e-12)
+    assert damped.gradient is not None
+    left = damped.gradient.double().numpy().flatten()
+    np.testing.assert_allclose(products().T @ left, 0, atol=1e-5 * np.linalg.norm(query))
+    np.testing.assert_allclose(left, query - products() @ (products().T @ query), atol=1e-5 * np.linalg.norm(query))
+
+
+@pytest.mark.parametrize(("method", "damping"), CASES)
+def test_what_the_sketch_misses_of_a_prepared_query_is_the_rest_of_its_gradient(method: Method, damping: float) -> None:
     _, _, projection, _, gradient = world()
-    raw, damped = (prepared_of(gradient, projection, m, 1e-8) for m in ("raw", "preconditioned"))
-    np.testing.assert_allclose(damped.search[:20], 0, atol=1e-6 * raw.norm)  # 20 samples span 20 directions
-    np.testing.assert_allclose(damped.search[20:], raw.search[20:], rtol=1e-3)
+    prepared = prepared_of(gradient, projection, method, damping)
+    assert prepared.gradient is not None
+    whole = prepared.gradient.double().numpy().flatten()
+    rest = whole - directions() @ (directions().T @ whole)
+    assert prepared.missed == pytest.approx(np.linalg.norm(rest), rel=1e-3)
+    np.testing.assert_allclose(prepared.search, directions().T @ whole, atol=1e-5 * np.linalg.norm(whole))
 
 
 def test_the_cosine_of_a_sample_with_itself_is_one() -> None:
