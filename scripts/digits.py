@@ -240,8 +240,8 @@ def written(figures: dict[str, Any], seconds: float) -> str:
         "`python scripts/digits.py`, 2 shared cores, no GPU. SmolVLM's architecture with 43,000 parameters, trained "
         f"for {seconds:.0f} s on {figures['trained_on']} of scikit-learn's 8 x 8 digits; of "
         f"{min(300, figures['corpus'])} others it names {figures['accuracy']:.0%}. A corpus of "
-        f"{figures['corpus']} digits with their answers, and {figures['asked']} clean ones to ask with, none of which the "
-        "model has seen. Images in Parquet, ingested, "
+        f"{figures['corpus']} digits with their answers, and {figures['asked']} clean ones to ask with, none "
+        "of which the model has seen. Images in Parquet, ingested, "
         "queried at the sketch tier; damping as by default.",
         "",
         "**Finding wrong answers** (AUC among the samples that say a class, by their value for the clean rows of that "

@@ -1,13 +1,11 @@
 """Which images the store holds, and which of them live samples and saved queries need."""
 
-from collections.abc import Iterable
-
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.metadata.tables import Image, Sample, SavedQuery
 
-__all__ = ["add_images", "drop_unneeded_images", "known_images"]
+__all__ = ["add_images", "drop_unneeded_images", "known_images", "needed_images"]
 
 _FEW = 500
 
@@ -31,18 +29,19 @@ def known_images(session: Session) -> list[tuple[str, int]]:
 
 def drop_unneeded_images(session: Session) -> None:
     """Forgets the images that no sample has any more and no saved query, and commits; their files are to be swept."""
-    needed = set(_needed(session))
+    needed = needed_images(session)
     gone = [sha256 for sha256, _ in known_images(session) if sha256 not in needed]
     for start in range(0, len(gone), _FEW):
         session.execute(sa.delete(Image).where(Image.sha256.in_(gone[start : start + _FEW])))
     session.commit()
 
 
-def _needed(session: Session) -> Iterable[str]:
+def needed_images(session: Session) -> set[str]:
+    """The hashes of all images that samples and saved queries have."""
+    needed: set[str] = set()
     of_samples = sa.select(Sample.images).where(Sample.images.is_not(None))
     for images in session.scalars(of_samples, execution_options={"yield_per": 10_000}):
-        yield from images or ()
+        needed.update(images or ())
     for parts in session.scalars(sa.select(SavedQuery.parts)):
-        for part in parts:
-            for sample in part["samples"]:
-                yield from sample.get("images", ())
+        needed.update(sha256 for part in parts for sample in part["samples"] for sha256 in sample.get("images", ()))
+    return needed

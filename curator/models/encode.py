@@ -97,8 +97,8 @@ class Encoder:
         if self.vision is not None and self.vision.special_ids.intersection(response or ()):
             return "image count: the response holds an image's token, and images belong into the prompt"
         found = self.tokenizer(expanded.text, return_offsets_mapping=True, verbose=False)
-        is_image = self._is_image(expanded, found["input_ids"], found["offset_mapping"])
-        return self._assemble(found["input_ids"], response, sample.images, is_image)
+        in_image = counted_tokens(found["offset_mapping"], expanded.spans)
+        return self._assemble(found["input_ids"], response, sample.images, in_image)
 
     def _expanded(self, text: str, images: Sequence[Image], *, is_placed: bool) -> Expanded | str:
         """The text with the tokens of its images, put before it where it has no place for them unless `is_placed`."""
@@ -108,14 +108,6 @@ class Encoder:
             return self.vision.expand(text if is_placed else self.vision.place(text, len(images)), images)
         except ImageError as error:
             return str(error)
-
-    def _is_image(self, expanded: Expanded, ids: list[int], offsets: list[tuple[int, int]]) -> np.ndarray | None:
-        """Which tokens stand for images, or begin and end them: bool [T]; None for a model that reads text only."""
-        if self.vision is None:
-            return None
-        is_image = counted_tokens(offsets, expanded.spans)
-        is_image |= np.isin(ids, list(self.vision.special_ids))
-        return is_image
 
     def _encode_chats(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
         written = [self._written(sample) for sample in samples]
@@ -153,7 +145,7 @@ class Encoder:
             counted = counted_tokens(kept, [(expanded.moved(start), expanded.moved(stop)) for start, stop in spans])
         if not counted[1:].any() and len(ids) > self.max_length:
             return f"no counted token: no assistant turn within the limit of {self.max_length:,} of {len(ids):,} tokens"
-        return self._checked(ids, counted, sample.images, self._is_image(expanded, ids, offsets))
+        return self._checked(ids, counted, sample.images, counted_tokens(offsets, expanded.spans))
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """What each token adds to the text: a token alone may lose its space, or be half of a character."""
@@ -175,7 +167,7 @@ class Encoder:
         first: list[int],
         response: list[int] | None,
         images: tuple[Image, ...] = (),
-        is_image: np.ndarray | None = None,
+        in_image: np.ndarray | None = None,
     ) -> EncodedSample | str:
         if self._has_own_eos:
             first = first[:-1]
@@ -187,7 +179,7 @@ class Encoder:
             return f"no counted token: the prompt alone has {len(first):,} tokens, the limit is {self.max_length:,}"
         counted = np.zeros(min(len(ids), self.max_length), dtype=bool)
         counted[start:] = True
-        return self._checked(ids, counted, images, is_image)
+        return self._checked(ids, counted, images, in_image)
 
     def _is_too_long(self, ids: list[int]) -> bool:
         return len(ids) > self.max_length and self.on_long == "reject"
@@ -196,18 +188,23 @@ class Encoder:
         return f"too long: {len(ids):,} tokens, the limit is {self.max_length:,}"
 
     def _checked(
-        self, ids: list[int], counted: np.ndarray, images: tuple[Image, ...], is_image: np.ndarray | None
+        self, ids: list[int], counted: np.ndarray, images: tuple[Image, ...], in_image: np.ndarray | None
     ) -> EncodedSample | str:
         """The first tokens up to the limit with those that count (the first never does), or why they are no sample.
 
-        `is_image` may end before the tokens do: the others are text.
+        `in_image`: which tokens a placeholder was replaced by; it may end before the tokens do, the others are text.
         """
         kept = np.asarray(ids[: self.max_length], dtype=np.int64)
         counted[:1] = False
-        if is_image is not None:
-            if is_image[self.max_length :].any():
+        if self.vision is not None:
+            is_inside = np.zeros(len(ids), dtype=bool)
+            if in_image is not None:
+                is_inside[: len(in_image)] = in_image[: len(ids)]
+            if np.isin(np.asarray(ids)[~is_inside], list(self.vision.seen_ids)).any():
+                return "image count: the text holds an image's token that stands for no image"
+            if is_inside[self.max_length :].any():
                 return f"image cut off: {len(ids):,} tokens, the limit is {self.max_length:,}; raise --max-length"
-            counted[: len(is_image)] &= ~is_image[: len(counted)]
+            counted &= ~is_inside[: len(kept)] & ~np.isin(kept, list(self.vision.special_ids))
         if not counted.any():
             return "no counted token: nothing is left to predict"
         if kept.max() >= self.vocab_size:

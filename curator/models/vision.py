@@ -56,6 +56,10 @@ class Vision:
         self.model_type: str = config.model_type
         self.token: str = processor.image_token
         self.special_ids = _special_ids(config, processor)
+        # In whose places the model puts what it sees: one too many, and images of others would be shifted into it.
+        self.seen_ids = frozenset(
+            value for name, value in vars(config).items() if name.startswith(("image_token_", "video_token_"))
+        )
         start, end = (getattr(config, f"vision_{side}_token_id", None) for side in ("start", "end"))
         names = processor.tokenizer.convert_ids_to_tokens
         self._before, self._after = ("", "") if start is None or end is None else (names(start), names(end))

@@ -8,7 +8,7 @@ any other name              a directory as the Hugging Face hub lays datasets ou
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -89,7 +89,7 @@ class _Rows:
         self.has_images = False  # known once the rows were read for the first time
         known = session.execute(sa.select(Dataset.name, Dataset.fields))
         self._fields = {name: fields or {} for name, fields in known}
-        names = {name for row in self._columns() for name in row}
+        names = {name for row, _ in self._columns() for name in row}
         is_taken = bool(names & {"value", "rank"})
         self.value, self.rank = ("curator_value", "curator_rank") if is_taken else ("value", "rank")
 
@@ -98,22 +98,28 @@ class _Rows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         values = self._selection.values.tolist()
-        for rank, (columns, value) in enumerate(zip(self._columns(), values, strict=True), start=1):
-            yield {**restored(columns, self._read, as_text=self._as_text), self.value: value, self.rank: rank}
+        for rank, (row, value) in enumerate(zip(self._columns(), values, strict=True), start=1):
+            yield {**self._restored(*row, self._read), self.value: value, self.rank: rank}
 
     def typed(self) -> Iterator[dict[str, Any]]:
         """The same, but with no bytes in the place of an image's: enough to tell the columns' types."""
-        for columns in self._columns():
-            yield {**restored(columns, lambda _sha256: b"", as_text=self._as_text), self.value: 0.0, self.rank: 0}
+        for row in self._columns():
+            yield {**self._restored(*row, lambda _sha256: b""), self.value: 0.0, self.rank: 0}
+
+    def _restored(self, columns: dict[str, Any], has_images: bool, read: Callable[[str], bytes]) -> dict[str, Any]:
+        if not has_images:
+            return columns
+        return {name: restored(value, read, as_text=self._as_text) for name, value in columns.items()}
 
     def _read(self, sha256: str) -> bytes:
         return read_image(Image(sha256, path=str(self._images.path(sha256))))
 
-    def _columns(self) -> Iterator[dict[str, Any]]:
+    def _columns(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The columns of each sample, and whether it has images."""
         for ids in in_portions(self._selection.ids.tolist(), _PORTION):
             found = rows_by_id(self._session, ids)
             for id_ in ids:
-                yield self._of(*found[id_])
+                yield self._of(*found[id_]), bool(found[id_][0].images)
             self._session.expunge_all()
 
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _mark(data: bytes) -> dict[str, Any]:
 
 def restored(value: Any, read: Callable[[str], bytes], *, as_text: bool) -> Any:
     """The value with the bytes back in their places; as a data URI where only text can be written."""
-    if isinstance(value, dict) and SHA256 in value:
+    if isinstance(value, dict) and {SHA256, "num_bytes"} <= value.keys() <= {SHA256, "num_bytes", _URI}:
         data = read(value[SHA256])
         if _URI in value or as_text:
             return value.get(_URI, "data:;base64,") + base64.b64encode(data).decode()

@@ -333,3 +333,15 @@ def test_images_and_parts_of_a_conversation_must_match() -> None:
     (item,) = text_only.encode([one])
     assert isinstance(item, str)
     assert item.startswith("images: the model reads text only")
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_an_image_token_typed_into_a_text_is_a_reason(family: str) -> None:
+    """Where the model puts what it sees, nothing but images may stand: one too many would shift the others' images."""
+    own = encoder(family)
+    token = own.tokenizer.convert_ids_to_tokens(min(own.vision.seen_ids))  # type: ignore[union-attr]
+    chat_of = Sample(messages=[{"role": "user", "content": f"a {token}"}, {"role": "assistant", "content": "b"}])
+    typed = [Sample(text=f"see {token} here"), Sample(prompt="a", response=f"b {token}"), chat_of]
+    for item in own.encode(typed):
+        assert isinstance(item, str), item
+        assert item.startswith("image count: ")
