@@ -1,4 +1,7 @@
-"""Compact: rewrites segments without their deleted samples, and joins small neighbours. Ids and values stay."""
+"""Compact: rewrites segments without their deleted samples, and joins small neighbours. Ids and values stay.
+
+Images that only deleted samples had go with them.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -8,6 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from curator.metadata.images import drop_unneeded_images, known_images
 from curator.metadata.samples import deleted_ids, has_deleted, rows_changed
 from curator.metadata.tables import Sample, Space
 from curator.metadata.tables import Segment as SegmentRow
@@ -32,7 +36,9 @@ def compact(store: Store, session: Session) -> dict[str, Any]:
             if len(group) > 1 or has_deleted(session, group[0].id):
                 removed += _rewrite(store, session, space, group, deleted)
                 _drop_indexes(store, space)
+    drop_unneeded_images(session)
     store.sweep()
+    store.images.sweep({sha256 for sha256, _ in known_images(session)})
     after, bytes_after = _totals(session)
     return {
         "segments_before": before,
@@ -51,7 +57,8 @@ def _drop_indexes(store: Store, space: Space) -> None:
 
 def _totals(session: Session) -> tuple[int, int]:
     segments = session.scalars(sa.select(SegmentRow)).all()
-    return len(segments), sum(file["num_bytes"] for segment in segments for file in segment.files)
+    of_images = sum(num_bytes for _, num_bytes in known_images(session))
+    return len(segments), of_images + sum(file["num_bytes"] for segment in segments for file in segment.files)
 
 
 def _groups(session: Session, space_id: int) -> Iterator[list[SegmentRow]]:
@@ -96,7 +103,7 @@ def _rewrite(store: Store, session: Session, space: Space, group: list[SegmentRo
         session,
         sa.update(Sample)
         .where(in_group, Sample.deleted_at.is_not(None))
-        .values(segment_id=None, text=None, prompt=None, response=None, messages=None, tools=None),
+        .values(segment_id=None, text=None, prompt=None, response=None, messages=None, tools=None, images=None),
     )
     if new is not None:
         rows_changed(session, sa.update(Sample).where(in_group).values(segment_id=new.id))

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import UsageError
-from curator.models import Encoder, OnLong, Positions, find_checkpoint, load_limits, load_tokenizer
+from curator.models import Encoder, OnLong, Positions, find_checkpoint, load_limits, load_tokenizer, vision_options
 from curator.sources import describe, read_rows, resolve, settle_fields, to_samples
 from curator.types import BadRow, EncodedSample, Fields, Row, Sample
 
-__all__ = ["MAX_LENGTH", "Preview", "PreviewedSample", "preview"]
+__all__ = ["MAX_LENGTH", "MAX_LENGTH_OF_IMAGES", "Preview", "PreviewedSample", "preview"]
 
 MAX_LENGTH = 2048  # where the model's own is not shorter, or not known
-_ROWS = 1_000  # that are looked at
+MAX_LENGTH_OF_IMAGES = 8192  # one image may be 2,000 tokens
+_ROWS, _ROWS_WITH_IMAGES = 1_000, 64  # that are looked at
 _MOST_BAD = 5  # that are shown
 _PORTION = 64
 
@@ -76,7 +77,9 @@ def preview(
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     if checkpoint.adapter is not None:
         vocab_size = max(vocab_size, len(tokenizer))  # it may add tokens
-    limit = min(context or MAX_LENGTH, MAX_LENGTH) if max_length is None else max_length
+    images = vision_options(checkpoint.directory, tokenizer)
+    default = MAX_LENGTH if images.get("vision") is None else MAX_LENGTH_OF_IMAGES
+    limit = min(context or default, default) if max_length is None else max_length
     encoder = Encoder(
         tokenizer,
         max_length=limit,
@@ -84,11 +87,13 @@ def preview(
         positions=positions,
         on_long=on_long,
         chat_template=chat_template,
+        **images,
     )
     shown: list[PreviewedSample] = []
     bad: list[BadRow] = []
     encoded: list[EncodedSample] = []
-    rows = list(itertools.islice((row for source in sources for row in read_rows(source)), _ROWS))
+    num_rows = _ROWS if fields.image is None else _ROWS_WITH_IMAGES
+    rows = list(itertools.islice((row for source in sources for row in read_rows(source, fields.raw)), num_rows))
     for start in range(0, len(rows), _PORTION):
         samples: list[Sample] = []
         for row in rows[start : start + _PORTION]:

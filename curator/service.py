@@ -110,6 +110,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         messages_field: str | None = None,
         shape: Shape | None = None,
         id_field: str | None = None,
@@ -137,7 +138,7 @@ class Curator:
         as hf://datasets/NAME, or "-" for standard input in a `format`: jsonl, csv or tsv. `split` and `config` choose
         where there are several; http(s) is opened only with `allow_http`. What was read before and has not changed is
         not read again, unless `reread`. A row of a known key (`id_field`) with another content takes the place of the
-        old version.
+        old version. `image_field`: the column with a row's image or images (curator/sources/image_values.py).
 
         `adapter`: a PEFT adapter's directory or hub name, merged into the model; `model` may itself be an adapter.
         `model`, `adapter`, `positions`, `max_length`, `dtype` and `chat_template` (a file, in the place of the model's
@@ -165,7 +166,16 @@ class Curator:
             model=model,
             revision=revision,
             adapter=adapter,
-            fields=Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
+            fields=Fields(
+                text_field,
+                prompt_field,
+                response_field,
+                id_field,
+                label_field,
+                messages_field,
+                shape,
+                image=image_field,
+            ),
             options=IngestOptions(
                 space=SpaceOptions(
                     positions, max_length, dtype, None if chat_template is None else read_template(chat_template)
@@ -201,6 +211,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         messages_field: str | None = None,
         shape: Shape | None = None,
         id_field: str | None = None,
@@ -218,7 +229,16 @@ class Curator:
 
         return preview(
             _several(data),
-            Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
+            Fields(
+                text_field,
+                prompt_field,
+                response_field,
+                id_field,
+                label_field,
+                messages_field,
+                shape,
+                image=image_field,
+            ),
             model=model,
             revision=revision,
             adapter=adapter,
@@ -360,7 +380,10 @@ class Curator:
             if out is None:
                 return selection
             session, space = answering.session, answering.space
-            write_selection(session, space, selection, Path(out), files=given.data, saved=query.saved, command=command)
+            place, images = Path(out), self._store.images
+            write_selection(
+                session, space, selection, place, images, files=given.data, saved=query.saved, command=command
+            )
             return dataclasses.replace(selection, out=str(out))
 
     def evaluate(
@@ -379,6 +402,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         messages_field: str | None = None,
         shape: Shape | None = None,
         id_field: str | None = None,
@@ -392,7 +416,9 @@ class Curator:
         from curator.evaluate import evaluate
         from curator.query import QueryInput, read_queries
 
-        fields = Fields(text_field, prompt_field, response_field, id_field, None, messages_field, shape)
+        fields = Fields(
+            text_field, prompt_field, response_field, id_field, None, messages_field, shape, image=image_field
+        )
         given = QueryInput(data=_several(data), fields=fields, by=label_field or by)
         queries = list(read_queries(given, self._known_fields))
         with self._asking(space, model, adapter) as answering:
@@ -477,6 +503,7 @@ class Curator:
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
+        image_field: str | None = None,
         messages_field: str | None = None,
         shape: Shape | None = None,
         label_field: str | None = None,
@@ -494,7 +521,9 @@ class Curator:
         from curator.audit import MislabeledOptions, mislabeled
 
         options = MislabeledOptions(by, method, damping, where, limit)
-        fields = Fields(text_field, prompt_field, response_field, None, label_field, messages_field, shape)
+        fields = Fields(
+            text_field, prompt_field, response_field, None, label_field, messages_field, shape, image=image_field
+        )
         with self._asking(space, model, adapter) as answering:
             return mislabeled(answering, _several(reference), fields, options)
 

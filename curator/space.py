@@ -27,6 +27,7 @@ from curator.models import (
     load_tokenizer,
     own_template,
     pick_device,
+    vision_options,
 )
 from curator.store import PROJECTION_FILE, SPACE_FILE, Store
 from index.factors import ERROR_STEP, FINEST_STEP
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 _DEFAULT_MAX_LENGTH = 2048
+_DEFAULT_MAX_LENGTH_OF_IMAGES = 8192  # one image may be 2,000 tokens
+_IMAGES_VERSION = 1  # of how images are opened (curator/sources/images.py) and processed (Pillow)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ def load_for_ingest(
     same.sort(key=lambda space: space.recipe.get("adapter") != hashes.get("adapter"))
     before = same[0].recipe if same else {}
     lm = checkpoint.load(device=device, dtype=options.dtype or before.get("dtype", "auto"))
-    default = min(lm.context or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    default = _DEFAULT_MAX_LENGTH_OF_IMAGES if lm.reads_images else _DEFAULT_MAX_LENGTH
+    default = min(lm.context or default, default)
     max_length = before.get("max_length", default) if options.max_length is None else options.max_length
     if lm.context is not None and max_length > lm.context:
         raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
@@ -132,6 +136,8 @@ def load_for_ingest(
     if template is not None and template == own_template(load_tokenizer(checkpoint.tokenizer)):
         template = None
     recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype, chat_template=template)
+    if lm.reads_images:
+        recipe["images"] = _IMAGES_VERSION
     encoder = _encoder(checkpoint.tokenizer, recipe, lm.vocab_size)
     check_tokenizer(encoder.tokenizer, lm)
     return LoadedModel(lm, encoder, recipe, checkpoint, files)
@@ -225,12 +231,14 @@ class ModelOfSpace:
 
 
 def _encoder(directory: Path, recipe: dict[str, Any], vocab_size: int) -> Encoder:
+    tokenizer = load_tokenizer(directory)
     return Encoder(
-        load_tokenizer(directory),
+        tokenizer,
         max_length=recipe["max_length"],
         vocab_size=vocab_size,
         positions=recipe["positions"],
         chat_template=recipe.get("chat_template"),
+        **vision_options(directory, tokenizer),
     )
 
 

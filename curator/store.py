@@ -5,6 +5,7 @@
       spaces/<fp>/         projection.safetensors and space.json
       segments/<name>/     sketches, factors, rare_tokens (.safetensors), written once
       queries/<file>       saved queries, as one space sees them
+      images/<xx>/<sha>    images of samples, each once
       indexes/<fp>/...     FAISS files: a cache
       tmp/                 what is being written; swept when the next writer starts
       LOCK                 held by the one writer
@@ -19,7 +20,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,16 +30,19 @@ from filelock import FileLock, Timeout
 from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, IntegrityError, LockedError, NotFoundError, UsageError
+from curator.image_files import ImageFiles
 from curator.metadata import database
+from curator.metadata.images import add_images
 from curator.metadata.saved_queries import query_files
 from curator.metadata.tables import STORE_ID, Counter, Space
 from curator.metadata.tables import Segment as SegmentRow
+from curator.types import Sample
 
 if TYPE_CHECKING:
     from index.projection import Projection
     from index.segment import Segment
 
-__all__ = ["DATABASE_URL", "PROJECTION_FILE", "SPACE_FILE", "Store", "open_engine"]
+__all__ = ["DATABASE_URL", "PROJECTION_FILE", "SPACE_FILE", "Store", "keep_images", "open_engine"]
 
 _FORMAT = 1
 _FOLDERS = ("spaces", "segments", "queries", "indexes", "tmp")
@@ -52,6 +56,7 @@ class Store:
 
     def __init__(self, root: Path | str, *, database_url: str | None = None):
         self.root = Path(root).expanduser().absolute()
+        self.images = ImageFiles(self.root)
         self.engine = open_engine(self.root, database_url=database_url)
         try:
             database.require_current(self.engine)
@@ -178,6 +183,14 @@ class Store:
     def index_directory(self, space: Space) -> Path:
         """Where the FAISS files of a space lie."""
         return self.root / "indexes" / space.fingerprint[:16]
+
+
+def keep_images(store: Store, session: Session, samples: Iterable[Sample]) -> None:
+    """Makes the samples' images durable and names them; the caller commits."""
+    found = {image.sha256: Path(image.path).stat().st_size for sample in samples for image in sample.images}
+    if found:
+        store.images.settle(found)
+        add_images(session, found)
 
 
 def open_engine(root: Path | str, *, database_url: str | None = None) -> sa.Engine:

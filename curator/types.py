@@ -1,5 +1,6 @@
 """The nouns that travel between the layers: rows become samples, samples become encoded samples."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,7 @@ __all__ = [
     "Bookmark",
     "EncodedSample",
     "Fields",
+    "Image",
     "Mark",
     "Message",
     "Row",
@@ -64,6 +66,26 @@ class Fields:
     input: str | None = None
     chosen: str | None = None
     rejected: str | None = None
+    image: str | None = None  # beside any of these
+
+    @property
+    def raw(self) -> frozenset[str]:
+        """Columns whose bytes are kept: they may be images."""
+        return frozenset(name for name in (self.image, self.messages) if name is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as its file is: the hash of its bytes, and where these are, in memory or in a file."""
+
+    sha256: str
+    data: bytes | None = field(default=None, repr=False)
+    path: str = ""
+
+    @classmethod
+    def of(cls, data: bytes) -> "Image":
+        """The image of these bytes."""
+        return cls(hashlib.sha256(data).hexdigest(), data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +107,7 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     row: int = 0
+    images: tuple[Image, ...] = ()  # in the order of their placeholders
 
     @property
     def full_text(self) -> str:
@@ -104,6 +127,7 @@ class EncodedSample:
     input_ids: np.ndarray  # int64 [T]
     counted: np.ndarray  # bool [T]
     is_truncated: bool = False
+    images: tuple[Image, ...] = ()  # whose tokens are among input_ids
 
     @property
     def num_tokens(self) -> int:

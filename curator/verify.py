@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import IntegrityError
+from curator.metadata.images import known_images, needed_images
 from curator.metadata.tables import NEXT_SAMPLE_ID, Counter, Sample, SavedRepresentation, Segment, Space
 from curator.store import PROJECTION_FILE, Store
 from index.segment import verify_files
@@ -34,6 +35,13 @@ def verify(store: Store, session: Session) -> dict[str, Any]:
         file = StoredFile(query.file, query.sha256, query.num_bytes)
         problems += verify_files(store.root / "queries", [file])
         files, num_bytes = files + 1, num_bytes + file.num_bytes
+    images = known_images(session)
+    problems += store.images.problems(images)
+    lost = needed_images(session) - {sha256 for sha256, _ in images}
+    problems += [
+        f"image {sha256}: a sample or a saved query needs it, and the store does not name it" for sha256 in lost
+    ]
+    files, num_bytes = files + len(images), num_bytes + sum(size for _, size in images)
     num_samples = session.scalar(sa.select(sa.func.count(Sample.id)).where(Sample.deleted_at.is_(None))) or 0
     problems += _database_problems(session)
     return {

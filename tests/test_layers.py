@@ -15,6 +15,7 @@ FILES = sorted([*(ROOT / "curator").rglob("*.py"), *(ROOT / "index").rglob("*.py
 LAYERS = [
     {"curator.types", "curator.errors"},
     {"curator.sources", "curator.models", "curator.value", "curator.metadata", "curator.demo"},
+    {"curator.image_files"},
     {"curator.store", "curator.space"},
     {
         "curator.ingest",
@@ -48,6 +49,7 @@ HOMES = {
     "filelock": ("curator.store",),
     "fsspec": ("curator.sources",),
     "yaml": ("curator.sources",),
+    "PIL": ("curator.sources.images", "curator.models.vision"),
     "zstandard": ("index.packing",),
     "pyarrow": ("curator.sources", "curator.export", "curator.select", "curator.query.results"),
     "pandas": ("curator.query.results", "curator.audit.results"),

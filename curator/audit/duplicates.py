@@ -12,7 +12,7 @@ from curator.errors import UsageError
 from curator.metadata.samples import live_rows
 from curator.query import Answering
 from curator.sources import content_hash
-from curator.types import Sample
+from curator.types import Image, Sample
 from index.near import ALL_PAIRS, keepers
 
 __all__ = ["DEFAULT_THRESHOLD", "duplicates"]
@@ -80,10 +80,13 @@ def _equal_texts(answering: Answering, where: str | None) -> tuple[np.ndarray, n
     """Ids ascending, and for each the place of the first sample with the same text."""
     ids: list[int] = []
     hashes = bytearray()
-    names = ["text", "prompt", "response", "messages", "tools"]
-    for id_, text, prompt, *rest in live_rows(answering.session, answering.space.id, names, where):
+    names = ["text", "prompt", "response", "messages", "tools", "images"]
+    found = live_rows(answering.session, answering.space.id, names, where)
+    for id_, text, prompt, response, messages, tools, images in found:
         ids.append(id_)
-        hashes += content_hash(Sample(None if prompt is not None else text, prompt, *rest))
+        seen = tuple(Image(sha256) for sha256 in images or ())
+        own = None if prompt is not None else text
+        hashes += content_hash(Sample(own, prompt, response, messages, tools, images=seen))
     words = np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2)
     order = np.lexsort((np.arange(len(ids)), words[:, 1], words[:, 0]))
     ordered = words[order]

@@ -66,7 +66,7 @@ def reference_queries(
             "a reference of preference pairs is none: each is half wrong; give --prompt-field and --response-field"
         )
     for source in sources:
-        for row in read_rows(source):
+        for row in read_rows(source, fields.raw):
             sample = to_sample(row, fields) if isinstance(row, Row) else row
             if isinstance(sample, BadRow):
                 bad.append(sample)

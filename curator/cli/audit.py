@@ -65,6 +65,7 @@ def audit() -> None:
 @click.option("--text-field", metavar="COLUMN", help="The reference's column with the text.")
 @click.option("--prompt-field", metavar="COLUMN", help="Its column with the prompt; only the response counts.")
 @click.option("--response-field", metavar="COLUMN", help="Its column with the response.")
+@click.option("--image-field", metavar="COLUMN", help="Its column with the image or images.")
 @click.option("--messages-field", metavar="COLUMN", help="Its column with conversations; the assistant's turns count.")
 @click.option("--shape", type=click.Choice(["chat", "prompt", "text"]), help="What its rows are. [default: by columns]")
 @click.option("--label-field", metavar="COLUMN", help="Its column with the label.")

@@ -46,6 +46,12 @@ field_options = _all(
     click.option("--prompt-field", metavar="COLUMN", help="The prompt's column; only the response counts."),
     click.option("--response-field", metavar="COLUMN", help="The response's column."),
     click.option(
+        "--image-field",
+        metavar="COLUMN",
+        help="A row's image or list of images: bytes, or paths below the data file's folder. They stand where the text "
+        "says <image>, else before it; in a conversation at its image parts.",
+    ),
+    click.option(
         "--messages-field", metavar="COLUMN", help="The column with a conversation; the assistant's turns count."
     ),
     click.option(
@@ -65,6 +71,7 @@ asked_options = _all(
     click.option("--text", metavar="T", help="Value against this text."),
     click.option("--prompt", metavar="P", help="Value against a response to this prompt (with --response)."),
     click.option("--response", metavar="R", help="The response; only its tokens count."),
+    click.option("--image", multiple=True, metavar="FILE", help="An image that --text or --prompt asks about."),
     click.option("--data", multiple=True, metavar="FILE", help="Value against the rows of a file: their mean."),
     click.option("--saved", metavar="NAME", help="Value against a saved query (curator queries save)."),
     click.option("--expr", metavar="E", help="""Value against saved queries, as in: "good - 0.5 * bad"."""),

@@ -126,5 +126,5 @@ class Feed:
             self._note(source, Bookmark(mark, None if is_moving else stamp, size))
 
         return read_rows(
-            source, start=ahead.start, reached=reached, is_growing=source.location in self.growing
+            source, self.fields.raw, start=ahead.start, reached=reached, is_growing=source.location in self.growing
         )  # fmt: skip

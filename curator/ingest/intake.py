@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import NotFoundError, UsageError
+from curator.image_files import ImageFiles
 from curator.ingest.feed import Feed
 from curator.ingest.report import Meter
 from curator.metadata.row_numbers import RowNumbers, RowsRead
@@ -27,7 +28,7 @@ from curator.types import BadRow, EncodedSample, Fields, Row, Sample
 __all__ = ["Intake", "NewSample", "Window", "portions", "read_samples", "require_encodable", "require_usable"]
 
 _PORTION, _PORTION_CHARACTERS = 512, 4_000_000
-_PEEK = 1_000
+_PEEK, _PEEK_AT_IMAGES = 1_000, 64
 _FEW = 100
 _ROWS_BETWEEN_COMMITS = 20_000  # of rows that bring nothing new
 Item = TypeVar("Item", bound=Sample | BadRow)
@@ -61,7 +62,7 @@ def read_samples(
     """The samples and bad rows of all sources, in order; what keeps one from being read is appended to `broken`."""
     for source in sources:
         try:
-            for row in read_rows(source):
+            for row in read_rows(source, fields.raw):
                 found = to_samples(row, fields) if isinstance(row, Row) else row
                 if isinstance(found, BadRow):
                     yield found
@@ -74,7 +75,8 @@ def read_samples(
 def require_usable(sources: Sequence[Source], fields: Fields) -> list[Sample]:
     """The first samples. Raises UsageError when none of the first rows is usable: a wrong column, not some bad rows."""
     broken: list[UsageError | NotFoundError] = []
-    first = list(itertools.islice(read_samples(sources, fields, broken), _PEEK))
+    peek = _PEEK if fields.image is None else _PEEK_AT_IMAGES
+    first = list(itertools.islice(read_samples(sources, fields, broken), peek))
     if not first:
         if broken:
             raise broken[0]
@@ -126,6 +128,7 @@ class Intake:
     session: Session
     feed: Feed
     encoder: Encoder
+    images: ImageFiles
     numbers: RowNumbers
     meter: Meter
     dataset: str
@@ -254,6 +257,9 @@ class Intake:
                 self._pending_hashes.discard(met.digest)
                 self._quarantine(sample.source, sample.row, result, sample.full_text)
                 continue
+            if sample.images:  # from here on their bytes are in the store, and not in memory
+                sample = self.images.put(sample)
+                result = replace(result, images=sample.images)
             key = self._key(sample, met.number)
             new.append(NewSample(sample, result, met.digest, met.number, key, met.place, forgets=met.forgets))
         return new
@@ -322,14 +328,18 @@ def _is_second(item: Sample | BadRow) -> bool:
 
 
 def portions(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Runs of up to 512 items and 4 million characters: what is tokenised, and looked up, at once."""
+    """Runs of up to 512 items and 4 million characters, or 16 million bytes of images: what is looked up at once."""
     portion: list[Item] = []
     characters = 0
     for item in items:
         portion.append(item)
-        characters += len(item.full_text) if isinstance(item, Sample) else 0
+        characters += _weight(item) if isinstance(item, Sample) else 0
         if len(portion) == _PORTION or characters >= _PORTION_CHARACTERS:
             yield portion
             portion, characters = [], 0
     if portion:
         yield portion
+
+
+def _weight(sample: Sample) -> int:
+    return len(sample.full_text) + sum(len(image.data) // 4 for image in sample.images if image.data is not None)

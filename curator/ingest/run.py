@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from curator.errors import LockedError, NotFoundError, UsageError
+from curator.image_files import ImageFiles
 from curator.ingest.ahead import ahead
 from curator.ingest.feed import Feed, reading_of, survey
 from curator.ingest.intake import Intake, Window, portions, read_samples, require_encodable, require_usable
@@ -54,6 +55,7 @@ __all__ = ["IngestOptions", "ingest"]
 Broken = dict[str, UsageError | NotFoundError]
 
 _FIRST_ROWS = 100_000  # what calibration samples are drawn from
+_FIRST_ROWS_WITH_IMAGES = 4_096  # reading them is what takes time
 _MIN_CALIBRATION, _MAX_CALIBRATION = 256, 1024
 
 
@@ -101,6 +103,8 @@ def ingest(
     if not dataset.strip() or len(dataset) > 200 or not dataset.isprintable():
         raise UsageError(f"--dataset must be a name of 1 to 200 printable characters, got {dataset[:50]!r}")
     started = time.perf_counter()
+    if fields.image is not None:  # images beside the rows can change while the rows do not
+        options = replace(options, reread=True)
     report = IngestReport(dataset)
     with store.session() as session:
         known = [other for name, other in known_fields(session) if name == dataset]
@@ -150,6 +154,8 @@ def _ingest(
             loaded = watching.loaded or _load(session, model, revision, adapter, options)
             if "," not in options.device:  # the workers of several devices load models of their own
                 watching.loaded = loaded
+            if fields.image is not None and loaded.encoder.vision is None:
+                raise UsageError(f"--image-field {fields.image}: {loaded.encoder.why_no_images}")
             require_encodable(first, loaded.encoder)
             space = existing_space(session, loaded)
             if space is None:
@@ -223,7 +229,7 @@ def _new_space(
 ) -> Space:
     """Calibrates on a random part of the first data and commits the space."""
     started = time.perf_counter()
-    drawn = _draw(read_samples(sources, fields, []), options.seed)
+    drawn = _draw(read_samples(sources, fields, []), options.seed, store.images)
     results = [item for portion in portions(drawn) for item in loaded.encoder.encode(portion)]
     encoded = [item for item in results if isinstance(item, EncodedSample)]
     if not encoded:
@@ -278,6 +284,7 @@ def _run(
                 session,
                 feed,
                 loaded.encoder,
+                store.images,
                 numbers,
                 meter,
                 report.dataset,
@@ -319,8 +326,11 @@ def _model(
         yield workers
 
 
-def _draw(samples: Iterator[object], seed: int) -> list[Sample]:
-    """A random part of the first data: an eighth, at least 256 and at most 1,024 samples (reservoir sampling)."""
+def _draw(samples: Iterator[object], seed: int, images: ImageFiles) -> list[Sample]:
+    """A random part of the first data: an eighth, at least 256 and at most 1,024 samples (reservoir sampling).
+
+    Samples drawn wait with their images in files, not in memory.
+    """
     generator = random.Random(seed)
     drawn: list[tuple[float, int, Sample]] = []
     count = 0
@@ -328,10 +338,10 @@ def _draw(samples: Iterator[object], seed: int) -> list[Sample]:
         if not isinstance(sample, Sample):
             continue
         count += 1
-        drawn.append((generator.random(), count, sample))
+        drawn.append((generator.random(), count, images.put(sample)))
         if len(drawn) >= 2 * _MAX_CALIBRATION:
             drawn = sorted(drawn)[:_MAX_CALIBRATION]
-        if count >= _FIRST_ROWS:
+        if count >= (_FIRST_ROWS_WITH_IMAGES if sample.images else _FIRST_ROWS):
             break
     size = min(_MAX_CALIBRATION, max(_MIN_CALIBRATION, count // 8))
     return [sample for _, _, sample in sorted(drawn)[:size]]

@@ -14,7 +14,7 @@ from curator.ingest.report import IngestReport
 from curator.ingest.workers import Part
 from curator.metadata.commits import commit_rows, commit_segment, next_sample_id
 from curator.metadata.tables import Segment as SegmentRow
-from curator.store import Store
+from curator.store import Store, keep_images
 from curator.value import Representation
 from index.factors import QuantizedFactors
 from index.segment import SegmentArrays, write_segment
@@ -73,6 +73,7 @@ class SegmentWriter:
                 first = next_sample_id(session)
                 segment = self._publish(first, kept)
                 rows = [self._row(first + at, new, part) for at, (new, part) in enumerate(kept)]
+                keep_images(self._store, session, [new.sample for new, _ in kept])
                 for sample_id, (new, _) in enumerate(kept, start=first):
                     if new.forgets is not None:
                         window.read.forgotten.append(new.forgets)
@@ -119,6 +120,7 @@ class SegmentWriter:
             "response": sample.response,
             "messages": sample.messages,
             "tools": sample.tools,
+            "images": [image.sha256 for image in sample.images] or None,
             "meta": sample.meta,
             "num_tokens": new.encoded.num_tokens,
             "num_counted": new.encoded.num_counted,

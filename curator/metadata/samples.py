@@ -161,8 +161,8 @@ def live_ids_by_dataset(session: Session, space_id: int) -> dict[str, np.ndarray
 
 
 def live_rows(session: Session, space_id: int, names: Sequence[str], where: str | None = None) -> Iterator[Any]:
-    """(id, the columns of these names) of the same samples, streamed in order of ids; meta, messages and tools too."""
-    columns = [_C[name] if name in ("meta", "messages", "tools") else COLUMNS[name] for name in names]
+    """(id, the columns of these names) of the same samples, streamed in order of ids; JSON columns too."""
+    columns = [_C[name] if name in ("meta", "messages", "tools", "images") else COLUMNS[name] for name in names]
     query = (
         sa.select(_C.id, *columns)
         .select_from(sa.join(Sample, Dataset, Sample.dataset_id == Dataset.id))

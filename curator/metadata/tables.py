@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from curator.types import Image as ContentImage
 from curator.types import Sample as Content
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Counter",
     "Dataset",
     "Extent",
+    "Image",
     "Note",
     "Quarantined",
     "Sample",
@@ -185,6 +187,7 @@ class Sample(Base):
     response: Mapped[str | None] = mapped_column(sa.Text)
     messages: Mapped[list[dict[str, Any]] | None] = mapped_column(_JsonOrNull)
     tools: Mapped[list[dict[str, Any]] | None] = mapped_column(_JsonOrNull)
+    images: Mapped[list[str] | None] = mapped_column(_JsonOrNull)  # hashes, in the order of their placeholders
     meta: Mapped[dict[str, Any]]
     num_tokens: Mapped[int]
     num_counted: Mapped[int]
@@ -198,14 +201,24 @@ class Sample(Base):
     @property
     def content(self) -> Content:
         """What the model reads of it."""
+        images = tuple(ContentImage(sha256) for sha256 in self.images or ())
         if self.messages is not None:
-            return Content(messages=self.messages, tools=self.tools)
-        return Content(text=self.text, prompt=self.prompt, response=self.response)
+            return Content(messages=self.messages, tools=self.tools, images=images)
+        return Content(text=self.text, prompt=self.prompt, response=self.response, images=images)
 
     @property
     def full_text(self) -> str:
         """The text to show."""
         return self.text if self.text is not None else f"{self.prompt}{self.response}"
+
+
+class Image(Base):
+    """An image that samples or saved queries need: the file images/<first two digits>/<sha256> of the store."""
+
+    __tablename__ = "images"
+
+    sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    num_bytes: Mapped[int] = mapped_column(sa.BigInteger)
 
 
 class Quarantined(Base):

@@ -15,6 +15,7 @@ from curator.models.checkpoint import Checkpoint, find_checkpoint, hashes_of
 from curator.models.encode import Encoder, OnLong, Positions
 from curator.models.fingerprint import FileStamp, hash_model_files
 from curator.models.head import Head
+from curator.models.vision import Vision, load_vision, vision_options
 
 __all__ = [
     "CausalLM",
@@ -25,15 +26,18 @@ __all__ = [
     "Head",
     "OnLong",
     "Positions",
+    "Vision",
     "check_tokenizer",
     "find_checkpoint",
     "hash_model_files",
     "hashes_of",
     "load_limits",
     "load_tokenizer",
+    "load_vision",
     "locate",
     "make_batches",
     "own_template",
     "pick_device",
     "read_template",
+    "vision_options",
 ]

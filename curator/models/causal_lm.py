@@ -1,8 +1,9 @@
-"""A causal language model of the Hugging Face hub, forward only."""
+"""A causal language model of the Hugging Face hub, text only or vision-language, forward only."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from curator.errors import ModelError, NotFoundError
 from curator.models.adapter import adapted
 from curator.models.head import Head, backbone, find_head
+from curator.models.vision import Vision, image_groups, is_vision_config, load_vision
 from curator.types import EncodedSample
 
 __all__ = ["CausalLM", "CountedHidden", "check_tokenizer", "load_limits", "load_tokenizer", "locate", "pick_device"]
@@ -92,8 +94,10 @@ def load_limits(directory: Path) -> tuple[int | None, int]:
 class CausalLM:
     """A causal language model that yields last hidden states at counted positions, and its head."""
 
-    def __init__(self, model: Any, device: torch.device):
+    def __init__(self, model: Any, device: torch.device, directory: Path | None = None):
+        """`directory`: where its image processor lies, for a model that reads images."""
         self.device = device
+        self._directory = directory
         self._model = model.to(device).eval().requires_grad_(False)
         try:
             self.head: Head = find_head(self._model, device)
@@ -110,7 +114,7 @@ class CausalLM:
 
         Raises NotFoundError when there is no such directory, ModelError when it holds no complete causal model.
         """
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
         from transformers.utils import logging
 
         if dtype != "auto" and dtype not in _DTYPES:
@@ -120,8 +124,11 @@ class CausalLM:
         picked = pick_device(device)
         logging.disable_progress_bar()
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            kind = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
+            loaded: Any = kind.from_pretrained(
                 directory,
+                config=config,
                 dtype=_DTYPES.get(dtype, "auto"),
                 trust_remote_code=False,
                 local_files_only=True,
@@ -140,7 +147,20 @@ class CausalLM:
             )
         if adapter is not None:
             model = adapted(model, adapter)
-        return cls(model, picked)
+        return cls(model, picked, directory)
+
+    @cached_property
+    def vision(self) -> Vision:
+        """Its image processor, loaded by the first sample with images. Raises ModelError for a model without one."""
+        found = None if self._directory is None else load_vision(self._directory, load_tokenizer(self._directory))
+        if found is None:
+            raise ModelError(f"{type(self._model).__name__} reads text only, and a sample has images")
+        return found
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it is a vision-language model."""
+        return is_vision_config(self._model.config)
 
     @property
     def dtype(self) -> str:
@@ -164,11 +184,51 @@ class CausalLM:
         Without an attention mask: `find_head` has made sure that the model does not look to the right, where the
         padding is, and attention that knows it is causal is faster than one that reads a mask.
         """
+        if any(sample.images for sample in batch):
+            return self._hidden_with_images(batch)
         ids, _, counted = _pad(batch)
         ids = _to(ids, self.device)
         states = backbone(self._model)(ids, use_cache=False).last_hidden_state
         predicts = _to(counted[:, 1:], self.device)
         return CountedHidden(states[:, :-1][predicts], ids[:, 1:][predicts], counted.sum(1).tolist())
+
+    def _hidden_with_images(self, batch: Sequence[EncodedSample]) -> CountedHidden:
+        """The same with images: a forward pass for each group of samples whose images have one shape.
+
+        With an attention mask, which decides where the family's own code lets images look.
+        """
+        parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for group, inputs, counted in self._with_images(batch):
+            try:
+                states = backbone(self._model)(**inputs, use_cache=False).last_hidden_state
+            except (ValueError, IndexError) as error:
+                raise ModelError(f"{type(self._model).__name__} refuses its images: {_one_line(error)}") from error
+            for row, (position, mask) in enumerate(zip(group, counted.to(self.device), strict=True)):
+                labels = inputs["input_ids"][row, 1:][mask[1:]]
+                parts[position] = states[row, :-1][mask[1:]], labels
+        hidden, labels = (torch.cat([parts[at][part] for at in range(len(batch))]) for part in (0, 1))
+        return CountedHidden(hidden, labels, [sample.num_counted for sample in batch])
+
+    def _with_images(
+        self, batch: Sequence[EncodedSample]
+    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor], torch.Tensor]]:
+        """(samples, what the model takes of them, counted) for each group."""
+        vision = self.vision
+        features = [vision.features(sample.images) if sample.images else {} for sample in batch]
+        for group in image_groups(features, joins=vision.joins):
+            samples = [batch[at] for at in group]
+            ids, mask, counted = _pad(samples)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            own = [features[at] for at in group if features[at]]
+            inputs |= {name: torch.cat([found[name] for found in own]) for name in (own[0] if own else ())}
+            if own and vision.types_name:
+                types = torch.zeros_like(ids)
+                for row, sample in zip(types, samples, strict=True):
+                    row[: sample.num_tokens] = torch.tensor(vision.token_types(sample.input_ids.tolist()))
+                inputs[vision.types_name] = types
+            dtype = self.head.weight.dtype
+            cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+            yield group, {name: _to(value, self.device) for name, value in cast.items()}, counted
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[EncodedSample]) -> torch.Tensor:

@@ -76,14 +76,16 @@ class Chat:
         self._names = dict(tokenizer.special_tokens_map)
         self._needs_spans = needs_spans
         self._has_marks = bool(_MARKS.search(found))
+        self._has_parts = False  # templates of models that read images may write lists of parts only
+        self._has_parts = not self._writes_all() and self._writes_all(has_parts=True)
         self._check()
 
     def render(self, sample: Sample) -> Rendered | str:
         """The whole conversation, or the reason why there is none."""
         messages = sample.messages
         assert messages is not None
-        if any(not isinstance(message["content"], str) for message in messages):
-            return "image in a conversation: the model reads text only"
+        if any(m["role"] == "assistant" and not isinstance(m["content"], str) for m in messages):
+            return "image in an assistant's turn: the model has to say text"
         for what, is_there in (("tools", sample.tools), ("tool_calls", any("tool_calls" in m for m in messages))):
             if is_there and what not in self.template:
                 return f"{what} are left out by the chat template: give one that writes them with --chat-template FILE"
@@ -107,6 +109,15 @@ class Chat:
             return self._spans(rendered.text, sample.messages, sample.tools, until)
         except _UnclearError as error:
             return str(error)
+
+    def _writes_all(self, *, has_parts: bool = False) -> bool:
+        """Whether the text of every turn is there, with contents as texts or as lists of parts."""
+        self._has_parts = has_parts
+        try:
+            text = self._write(_PROBE, None).text
+        except _UnclearError:
+            return False
+        return all(turn["content"] in text for turn in _PROBE)
 
     def _check(self) -> None:
         """Writes a conversation of known text, so that a template that cannot tell is met before the first sample."""
@@ -173,6 +184,8 @@ class Chat:
     def _write(self, messages: Sequence[Message], tools: Any, *, is_asking: bool = False) -> Rendered:
         from transformers.utils.chat_template_utils import render_jinja_template  # deferred: loads jinja
 
+        if self._has_parts:
+            messages = [message | {"content": _as_parts(message["content"])} for message in messages]
         render: Any = render_jinja_template  # what it returns is not what it is annotated with
         try:
             texts, marks = render(
@@ -188,6 +201,10 @@ class Chat:
         except Exception as error:  # a template is a program that strangers wrote: it may fail in any way
             raise _UnclearError(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from error
         return Rendered(texts[0], [(start, stop) for start, stop in marks[0]] if self._has_marks else [])
+
+
+def _as_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def own_template(tokenizer: Any) -> str | None:

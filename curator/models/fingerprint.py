@@ -29,6 +29,8 @@ _TEXTS = (
     "chat_template.json",
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 

@@ -346,7 +346,7 @@ class Answering:
 
     def _encode_again(self, ids: list[int]) -> list[EncodedSample]:
         rows = rows_by_id(self.session, ids)
-        samples = [rows[id_][0].content for id_ in ids]
+        samples = [self.store.images.located(rows[id_][0].content) for id_ in ids]
         encoded = []
         for id_, item in zip(ids, self.model.encoder.encode(samples), strict=True):
             if isinstance(item, str):

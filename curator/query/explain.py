@@ -15,6 +15,7 @@ from curator.metadata.saved_queries import find_query
 from curator.models import CountedHidden
 from curator.query.answer import Answering, QueryOptions
 from curator.query.inputs import Query
+from curator.query.saved import sample_of
 from curator.types import EncodedSample, Sample
 from curator.value import PreparedQuery
 from curator.value.pairs import TokenStates, pair_values
@@ -198,7 +199,7 @@ def _weighted(answering: Answering, query: Query) -> Iterator[tuple[float, list[
         yield from query.terms()
     for name, factor in query.saved.items():
         for part in find_query(answering.session, name).parts:
-            yield factor * part["weight"], [Sample(**sample) for sample in part["samples"]]
+            yield factor * part["weight"], [sample_of(answering.store, sample) for sample in part["samples"]]
 
 
 def _split(positions: Sequence[int], batch: CountedHidden) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:

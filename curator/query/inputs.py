@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curator.errors import UsageError
+from curator.errors import NotFoundError, UsageError
 from curator.query.expression import parse_expression
 from curator.sources import (
     SIDES,
@@ -19,7 +19,8 @@ from curator.sources import (
     settle_fields,
     to_samples,
 )
-from curator.types import BadRow, Fields, Row, Sample
+from curator.sources.images import ImageError, open_image
+from curator.types import BadRow, Fields, Image, Row, Sample
 
 __all__ = ["Query", "QueryInput", "read_queries"]
 
@@ -37,6 +38,7 @@ class QueryInput:
     by: str | None = None  # one query per value of this column
     saved: str | None = None  # the name of a saved query
     expr: str | None = None  # an expression over saved queries
+    images: Sequence[str | Path] = ()  # image files of the text, or of the prompt
 
 
 @dataclass
@@ -86,6 +88,8 @@ def read_queries(given: QueryInput, known: Callable[[], Sequence[Fields]] = tupl
         raise UsageError("--each and --by exclude each other: one answer a row, or one a group")
     if (given.each or given.by) and not given.data:
         raise UsageError("--each and --by need --data")
+    if given.images and given.text is None and not has_prompt:
+        raise UsageError("--image belongs to --text, or to --prompt with --response; of --data use --image-field")
     if given.data:
         return _from_data(given, known)
     if given.saved is not None:
@@ -95,15 +99,34 @@ def read_queries(given: QueryInput, known: Callable[[], Sequence[Fields]] = tupl
     return iter([_from_text(given)])
 
 
+def _images(given: QueryInput) -> tuple[Image, ...]:
+    """The image files that a query names. Raises NotFoundError, and UsageError for what is no image."""
+    images = []
+    for name in given.images:
+        path = Path(name).expanduser()
+        try:
+            image = Image.of(path.read_bytes())
+            open_image(image.data or b"")
+        except OSError as error:
+            raise NotFoundError(f"--image {name} cannot be read: {error.strerror}") from error
+        except ImageError as error:
+            raise UsageError(f"--image {name}: {error}") from error
+        images.append(image)
+    return tuple(images)
+
+
 def _from_text(given: QueryInput) -> Query:
+    images = _images(given)
+    shown = {"images": [str(name) for name in given.images]} if images else {}
     if given.text is not None:
         if not given.text.strip():
             raise UsageError("--text is empty")
-        return Query({"text": given.text}, [Sample(text=given.text)])
+        return Query({"text": given.text} | shown, [Sample(text=given.text, images=images)])
     if given.response is None or not given.response.strip():
         raise UsageError("--prompt needs a --response that is not empty: what should the model answer?")
     prompt = given.prompt or ""
-    return Query({"prompt": prompt, "response": given.response}, [Sample(prompt=prompt, response=given.response)])
+    sample = Sample(prompt=prompt, response=given.response, images=images)
+    return Query({"prompt": prompt, "response": given.response} | shown, [sample])
 
 
 def _from_data(given: QueryInput, known: Callable[[], Sequence[Fields]]) -> Iterator[Query]:
@@ -117,7 +140,7 @@ def _from_data(given: QueryInput, known: Callable[[], Sequence[Fields]]) -> Iter
         return
     groups: dict[str, Query] = defaultdict(lambda: Query({}, [], reading=reading))
     skipped = []
-    for row in _rows(sources):
+    for row in _rows(sources, fields):
         group = _group(row, given.by) if isinstance(row, Row) else row
         found = to_samples(row, fields) if isinstance(row, Row) and isinstance(group, str) else group
         if isinstance(found, list):
@@ -135,7 +158,7 @@ def _from_data(given: QueryInput, known: Callable[[], Sequence[Fields]]) -> Iter
 def _one_per_row(sources: list[Source], fields: Fields, reading: str | None) -> Iterator[Query]:
     skipped: list[BadRow] = []  # before the first usable row; later ones are told with the row before them
     query: Query | None = None
-    for row in _rows(sources):
+    for row in _rows(sources, fields):
         found = to_samples(row, fields) if isinstance(row, Row) else row
         if isinstance(found, BadRow):
             (query.skipped if query else skipped).append(found)
@@ -154,9 +177,9 @@ def _one_per_row(sources: list[Source], fields: Fields, reading: str | None) -> 
         raise UsageError(f"no usable row in {sources[0]}: {skipped[0].reason if skipped else 'it has no rows'}")
 
 
-def _rows(sources: list[Source]) -> Iterator[Row | BadRow]:
+def _rows(sources: list[Source], fields: Fields) -> Iterator[Row | BadRow]:
     for source in sources:
-        yield from read_rows(source)
+        yield from read_rows(source, fields.raw)
 
 
 def _group(row: Row, by: str | None) -> str | BadRow:

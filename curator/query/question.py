@@ -1,7 +1,7 @@
 """The arguments of a question, the same for every face and every verb that takes a query."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -23,9 +23,11 @@ class OneQuestion(TypedDict, total=False):
     text_field: str | None  # the columns of data, as for ingest
     prompt_field: str | None
     response_field: str | None
+    image_field: str | None
     messages_field: str | None
     shape: Shape | None  # or what the columns make, where none is named: chat, prompt, text or preference
     id_field: str | None
+    image: str | Path | Sequence[str | Path]  # image files of the text or prompt
     saved: str | None  # or against a saved query
     expr: str | None  # or against an expression over saved queries: "good - 0.5 * bad"
     space: str | None  # the beginning of a fingerprint; the newest space
@@ -86,6 +88,7 @@ def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
             question.get("prompt_field"),
             question.get("response_field"),
             question.get("id_field"),
+            image=question.get("image_field"),
             messages=question.get("messages_field"),
             shape=question.get("shape"),
         ),
@@ -94,5 +97,7 @@ def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
         question.get("saved"),
         question.get("expr"),
     )
+    image = question.get("image") or ()
+    given = replace(given, images=[image] if isinstance(image, str | Path) else list(image))
     options = QueryOptions(**{name: value for name, value in question.items() if name in _OPTIONS})  # type: ignore[arg-type]
     return given, Asked(question.get("space"), question.get("model"), question.get("adapter")), options

@@ -13,14 +13,15 @@ from curator.errors import EmptyQueryError, IntegrityError, LockedError, UsageEr
 from curator.metadata.saved_queries import delete_query, find_query, query_named, representation_of, saved_queries
 from curator.metadata.tables import SavedQuery, SavedRepresentation, SavedTop
 from curator.query.inputs import Query
-from curator.types import Sample
+from curator.store import Store, keep_images
+from curator.types import Image, Sample
 from curator.value import QueryRepresentation
 from index.stored import fsync_directory, hash_file
 
 if TYPE_CHECKING:
     from curator.query.answer import Answering
 
-__all__ = ["record_tops", "represent_saved", "save_query"]
+__all__ = ["record_tops", "represent_saved", "sample_of", "save_query"]
 
 HISTORY_ENDS = 10  # samples of each end that the history keeps
 
@@ -48,7 +49,8 @@ def save_query(answering: "Answering", name: str, query: Query, *, is_replaced: 
     else:
         represented, description = answering.represent(query)
         parts = [
-            {"weight": factor, "samples": [_plain(sample) for sample in samples]} for factor, samples in query.terms()
+            {"weight": factor, "samples": [_kept(answering, sample) for sample in samples]}
+            for factor, samples in query.terms()
         ]
     if not represented.norm > 0:
         raise EmptyQueryError("the query has no usable gradient: the model predicts it perfectly, or gave NaN")
@@ -130,7 +132,7 @@ def _represented(answering: "Answering", row: SavedQuery, is_whole: bool) -> Que
         return QueryRepresentation.load(path).to(answering.projection.rotation.device)
     terms = []
     for part in row.parts:
-        samples = [Sample(**sample) for sample in part["samples"]]
+        samples = [sample_of(answering.store, sample) for sample in part["samples"]]
         terms.append((part["weight"], answering.represent(Query({}, samples))[0]))
     represented = terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else QueryRepresentation.combine(terms)
     if stored is None:
@@ -162,9 +164,23 @@ def _store(answering: "Answering", row: SavedQuery, represented: QueryRepresenta
     answering.session.flush()
 
 
+def sample_of(store: Store, plain: dict[str, Any]) -> Sample:
+    """A sample of a saved query, as it is kept with it."""
+    images = tuple(Image(sha256) for sha256 in plain.get("images", ()))
+    return store.images.located(Sample(**plain | {"images": images}))
+
+
+def _kept(answering: "Answering", sample: Sample) -> dict[str, Any]:
+    """The sample as it is kept with a query, its images in the store."""
+    sample = answering.store.images.put(sample)
+    keep_images(answering.store, answering.session, [sample])
+    return _plain(sample)
+
+
 def _plain(sample: Sample) -> dict[str, Any]:
+    images = {"images": [image.sha256 for image in sample.images]} if sample.images else {}
     if sample.messages is not None:
-        return {"messages": sample.messages} | ({"tools": sample.tools} if sample.tools else {})
+        return {"messages": sample.messages} | ({"tools": sample.tools} if sample.tools else {}) | images
     if sample.text is not None:
-        return {"text": sample.text}
-    return {"prompt": sample.prompt, "response": sample.response}
+        return {"text": sample.text} | images
+    return {"prompt": sample.prompt, "response": sample.response} | images

@@ -20,18 +20,22 @@ from sqlalchemy.orm import Session
 
 from curator.errors import CuratorError, UsageError
 from curator.export import check_place, in_portions, replacing
+from curator.image_files import ImageFiles
 from curator.metadata.samples import rows_by_id
 from curator.metadata.saved_queries import find_query
 from curator.metadata.tables import Dataset, Sample, Segment, Space
 from curator.select.selection import Selection
 from curator.sources import Source, resolve
-from curator.types import INPUT_BREAK
+from curator.sources.image_values import restored
+from curator.sources.images import read_image
+from curator.types import INPUT_BREAK, Image
 from index.stored import hash_file
 
 __all__ = ["check_out", "write_selection"]
 
 _PORTION = 1_000  # samples read from the database at once
 _ROW_GROUP = 10_000
+_IMAGE_ROW_GROUP = 100  # a row may hold megabytes
 _FILE_ROWS = 500_000  # of one Parquet file in a directory
 # The order of columns; the data's others follow.
 _ROLES = ("id", "text", "prompt", "response", "messages", "tools", "label")
@@ -43,6 +47,7 @@ def write_selection(
     space: Space,
     selection: Selection,
     out: Path,
+    images: ImageFiles,
     *,
     files: Iterable[str | Path],
     saved: Mapping[str, float],
@@ -52,10 +57,11 @@ def write_selection(
 
     `files` and `saved`: what the query was read from, and the saved queries it is made of, with their factors. Ids and
     labels come back as text. Where the data has a column `value` or `rank`, ours are `curator_value` and
-    `curator_rank`. Raises UsageError as `check_out` does, CuratorError where nothing can be written.
+    `curator_rank`. Images are where they were: paths as paths, bytes as bytes, in JSON lines as data URIs. Raises
+    UsageError as `check_out` does, CuratorError where nothing can be written.
     """
     check_out(out)
-    rows = _Rows(session, selection)
+    rows = _Rows(session, selection, images, as_text=out.suffix == ".jsonl")
     made = _made(session, space, selection, rows, command) | _inputs(session, files, saved)
 
     def manifest(written: list[dict[str, Any]]) -> str:
@@ -83,11 +89,12 @@ def check_out(out: Path) -> None:
 class _Rows:
     """The selected samples with the columns of their source, read again from the database for every iteration."""
 
-    def __init__(self, session: Session, selection: Selection):
-        self._session, self._selection = session, selection
+    def __init__(self, session: Session, selection: Selection, images: ImageFiles, *, as_text: bool):
+        self._session, self._selection, self._images, self._as_text = session, selection, images, as_text
+        self.has_images = False  # known once the rows were read for the first time
         known = session.execute(sa.select(Dataset.name, Dataset.fields))
         self._fields = {name: fields or {} for name, fields in known}
-        names = {name for row in self._columns() for name in row}
+        names = {name for row, _ in self._columns() for name in row}
         is_taken = bool(names & {"value", "rank"})
         self.value, self.rank = ("curator_value", "curator_rank") if is_taken else ("value", "rank")
 
@@ -96,18 +103,33 @@ class _Rows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         values = self._selection.values.tolist()
-        for rank, (columns, value) in enumerate(zip(self._columns(), values, strict=True), start=1):
-            yield {**columns, self.value: value, self.rank: rank}
+        for rank, (row, value) in enumerate(zip(self._columns(), values, strict=True), start=1):
+            yield {**self._restored(*row, self._read), self.value: value, self.rank: rank}
 
-    def _columns(self) -> Iterator[dict[str, Any]]:
+    def typed(self) -> Iterator[dict[str, Any]]:
+        """The same, but with no bytes in the place of an image's: enough to tell the columns' types."""
+        for row in self._columns():
+            yield {**self._restored(*row, lambda _sha256: b""), self.value: 0.0, self.rank: 0}
+
+    def _restored(self, columns: dict[str, Any], has_images: bool, read: Callable[[str], bytes]) -> dict[str, Any]:
+        if not has_images:
+            return columns
+        return {name: restored(value, read, as_text=self._as_text) for name, value in columns.items()}
+
+    def _read(self, sha256: str) -> bytes:
+        return read_image(Image(sha256, path=str(self._images.path(sha256))))
+
+    def _columns(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The columns of each sample, and whether it has images."""
         for ids in in_portions(self._selection.ids.tolist(), _PORTION):
             found = rows_by_id(self._session, ids)
             for id_ in ids:
-                yield self._of(*found[id_])
+                yield self._of(*found[id_]), bool(found[id_][0].images)
             self._session.expunge_all()
 
     def _of(self, sample: Sample, dataset: str) -> dict[str, Any]:
         fields = self._fields[dataset]
+        self.has_images |= bool(sample.images)
         parts: dict[str, Any] = {
             "text": sample.text if sample.messages is None else None,
             "prompt": sample.prompt,
@@ -172,10 +194,11 @@ def _write_parquet(rows: _Rows, paths: list[Path], rows_each: int) -> None:
 
     schema = _schema(rows)
     as_json = {field.name for field in schema if field.metadata == {b"stored": b"json"}}
-    groups = in_portions(rows, _ROW_GROUP)
+    size = _IMAGE_ROW_GROUP if rows.has_images else _ROW_GROUP
+    groups = in_portions(rows, size)
     for path in paths:
         with pq.ParquetWriter(path, schema) as writer:
-            for _ in range(-(-rows_each // _ROW_GROUP)):
+            for _ in range(-(-rows_each // size)):
                 group = next(groups, None)
                 if group is None:
                     break
@@ -193,7 +216,7 @@ def _schema(rows: _Rows) -> Any:
     import pyarrow as pa
 
     types: dict[str, Any] = {}
-    for group in in_portions(rows, _ROW_GROUP):
+    for group in in_portions(rows.typed(), _ROW_GROUP):
         for name in dict.fromkeys(name for row in group for name in row):  # in the order of the data
             values = [row.get(name) for row in group]
             try:

@@ -21,26 +21,29 @@ _END_OF_STREAM = _CONTINUED + b"\x00" * 4
 _BATCH_ROWS = 64  # at a time as objects of Python
 
 
-def read_arrow(source: Source, start: Mark, reached: Reached, is_growing: bool) -> Iterator[Row | BadRow]:
-    """The rows of the file or stream, numbered over all record batches; those before `start` are passed over.
+def read_arrow(
+    source: Source, start: Mark, reached: Reached, is_growing: bool, raw: frozenset[str] = frozenset()
+) -> Iterator[Row | BadRow]:
+    """The rows of the file or stream, numbered over all record batches; those before `start` are passed over. The
+    columns `raw` keep their bytes.
 
     Raises UsageError for two columns of one name, for Feather of version 1, and, after the rows before it, for damage.
     """
-    with damage_as_usage_error(source), source.file.open() as raw:
-        reader = _open(source, raw)
+    with damage_as_usage_error(source), source.file.open() as data:
+        reader = _open(source, data)
         check_header(source.location, reader.schema.names)
         reached(start)
         mark, number = start, 0
         for batch in _batches(reader):
             for at in range(max(0, start.row - number), batch.num_rows, _BATCH_ROWS):
                 part = batch.slice(at, _BATCH_ROWS)
-                yield from batch_rows(part, source.location, number + at)
+                yield from batch_rows(part, source.location, number + at, raw)
                 if is_due(number + at + part.num_rows, 0, mark):
                     mark = Mark(number + at + part.num_rows)
                     reached(mark)
             number += batch.num_rows
         if isinstance(reader, pa.ipc.RecordBatchStreamReader):
-            _check_end(source, raw)
+            _check_end(source, data)
     reached(Mark(number, whole=digest_of(source) if source.is_local else b""))
 
 

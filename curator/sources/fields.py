@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from curator.sources.excerpt import excerpt_of
+from curator.sources.image_values import images_of, marked, placed, take_parts
 from curator.sources.messages import looks_like_messages, parse_messages, parse_tools
+from curator.sources.plain import plain
 from curator.sources.preference import to_pair
 from curator.sources.values import BadValueError, check_storable, kind_of, row_excerpt
-from curator.types import INPUT_BREAK, BadRow, Fields, Message, Row, Sample
+from curator.types import INPUT_BREAK, BadRow, Fields, Image, Message, Row, Sample
 
 __all__ = ["to_sample", "to_samples"]
 
@@ -21,7 +23,8 @@ def to_samples(row: Row, fields: Fields) -> list[Sample] | BadRow:
     `fields` comes from settle_fields or check_fields. Text and response must hold more than whitespace; an empty prompt
     is allowed. Messages: curator/sources/messages.py; beside them the column "tools" is what they may call, where it
     holds a list of objects. A key is text or an integer; a label is text, or a number or truth value as its JSON text,
-    and null or empty means no label. Every column without a role becomes metadata, and so does an instruction's input.
+    and null or empty means no label. Every column without a role becomes metadata, and so do an instruction's
+    input and the column with images, without their bytes (curator/sources/image_values.py).
     A row with text that a database cannot store (lone surrogates, NUL) is bad.
     """
     try:
@@ -32,9 +35,11 @@ def to_samples(row: Row, fields: Fields) -> list[Sample] | BadRow:
                 check_storable(str(fields.prompt), prompt)
             for name, value in zip((fields.chosen, fields.rejected), values, strict=True):
                 check_storable(name, value)
-            contents = to_pair(prompt, *values, names=(fields.chosen, fields.rejected))
-            return [_sample(row, fields, content) for content in contents]
-        return [_sample(row, fields, _content(row, fields))]
+            contents = list(to_pair(prompt, *values, names=(fields.chosen, fields.rejected)))
+        else:
+            contents = [_content(row, fields)]
+        column = [] if fields.image is None else images_of(_value(row, fields.image), row.source)
+        return [_sample(row, fields, _with_images(row, fields, content, column)) for content in contents]
     except BadValueError as error:
         return BadRow(row.source, row.row, str(error), row_excerpt(row))
 
@@ -55,6 +60,8 @@ def _sample(row: Row, fields: Fields, content: dict[str, Any]) -> Sample:
     if content.get("tools"):
         roles.add(_TOOLS)
     meta = {name: value for name, value in row.columns.items() if name not in roles}
+    if fields.image in meta:
+        meta[fields.image] = plain(marked(meta[fields.image]))
     for name, value in meta.items():
         check_storable(name, name)
         check_storable(name, value)
@@ -114,6 +121,16 @@ def _tools(row: Row) -> list[dict[str, Any]] | None:
     tools = parse_tools(row.columns.get(_TOOLS))
     check_storable(_TOOLS, tools)
     return tools
+
+
+def _with_images(row: Row, fields: Fields, content: dict[str, Any], column: list[Image]) -> dict[str, Any]:
+    """The content with its images; a conversation with a part for each of them, and without their bytes."""
+    messages: list[Message] | None = content.get("messages")
+    if messages is None:
+        return content | {"images": tuple(column)}
+    messages = placed(messages, len(column))
+    images = take_parts(messages, column, row.source)
+    return content | {"messages": plain(marked(messages)) if images else messages, "images": tuple(images)}
 
 
 def _value(row: Row, name: str) -> Any:

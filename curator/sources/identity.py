@@ -14,10 +14,11 @@ HASH_BYTES = 16  # collisions by chance need about 2**64 samples
 def content_hash(sample: Sample) -> bytes:
     """16 bytes that are equal for equal content, so that reading the same data twice adds nothing.
 
-    Content is what the model reads, split as it is split: (text), (prompt, response) or (messages, tools), and the
-    user's own key where one is given. The key counts because a user who numbers the samples says that two equal texts
-    are two samples; so does the preference pair that a sample is of. Label, metadata, file and row do not count: they
-    describe a sample and may be corrected or moved, and a second ingest must then find the sample again.
+    Content is what the model reads, split as it is split: (text), (prompt, response) or (messages, tools), the bytes of
+    its images, and the user's own key where one is given. The key counts because a user who numbers the samples says
+    that two equal texts are two samples; so does the preference pair that a sample is of. Label, metadata, file and row
+    do not count: they describe a sample and may be corrected or moved, and a second ingest must then find the sample
+    again.
 
     Each part is written with its length before it, so no two contents share an encoding ("ab" + "c", "a" + "bc").
     The result is stored: changing the encoding makes every store ingest its data a second time.
@@ -31,6 +32,8 @@ def content_hash(sample: Sample) -> bytes:
         parts = ["text", sample.text]
     else:
         parts = ["prompt", sample.prompt, "response", sample.response]
+    for image in sample.images:
+        parts += ["image", image.sha256]
     if sample.key is not None:
         parts += ["key", sample.key]
     if sample.pair is not None:

@@ -19,16 +19,19 @@ _BATCH_ROWS = 64  # few, since one row may hold an image
 _BUFFER_BYTES = 1 << 20
 
 
-def read_parquet(source: Source, start: Mark, reached: Reached, is_growing: bool) -> Iterator[Row | BadRow]:
-    """The rows of the file, numbered over all row groups; those before `start` lie in groups that are not read.
+def read_parquet(
+    source: Source, start: Mark, reached: Reached, is_growing: bool, raw: frozenset[str] = frozenset()
+) -> Iterator[Row | BadRow]:
+    """The rows of the file, numbered over all row groups; those before `start` lie in groups that are not read. The
+    columns `raw` keep their bytes.
 
     Raises UsageError for two columns of one name, and, after the rows before it, for a damaged page.
     """
     # With a buffer size, column chunks are streamed; without it, whole row groups are held.
     with (
         damage_as_usage_error(source),
-        source.file.open() as raw,
-        pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
+        source.file.open() as data,
+        pq.ParquetFile(data, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
     ):
         check_header(source.location, file.schema_arrow.names)
         groups, number = _groups_from(file.metadata, start.row)
@@ -36,7 +39,7 @@ def read_parquet(source: Source, start: Mark, reached: Reached, is_growing: bool
         mark = start
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
             new = batch.slice(max(0, start.row - number))
-            yield from batch_rows(new, source.location, number + batch.num_rows - new.num_rows)
+            yield from batch_rows(new, source.location, number + batch.num_rows - new.num_rows, raw)
             number += batch.num_rows
             if is_due(number, 0, mark):
                 mark = Mark(number)
@@ -68,25 +71,29 @@ def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def batch_rows(batch: pa.RecordBatch, source: str, start: int) -> Iterator[Row | BadRow]:
-    """The rows of a batch as plain JSON values, numbered from `start`."""
+def batch_rows(
+    batch: pa.RecordBatch, source: str, start: int, raw: frozenset[str] = frozenset()
+) -> Iterator[Row | BadRow]:
+    """The rows of a batch as plain JSON values, numbered from `start`; the columns `raw` keep their bytes."""
     batch = _without_nanoseconds(batch)
     try:
         records = batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
         # One value that Python cannot hold (a year past 9999, a string that is not UTF-8) costs its row alone.
         for offset in range(batch.num_rows):
-            yield _single_row(batch.slice(offset, 1), source, start + offset)
+            yield _single_row(batch.slice(offset, 1), source, start + offset, raw)
         return
     for offset, record in enumerate(records):
-        yield Row(source, start + offset, plain(record))
+        columns = {name: value if name in raw else plain(value) for name, value in record.items()}
+        yield Row(source, start + offset, columns)
 
 
-def _single_row(batch: pa.RecordBatch, source: str, number: int) -> Row | BadRow:
+def _single_row(batch: pa.RecordBatch, source: str, number: int, raw: frozenset[str]) -> Row | BadRow:
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            columns[name] = plain(column[0].as_py())
+            value = column[0].as_py()
+            columns[name] = value if name in raw else plain(value)
         except UnicodeDecodeError:
             return BadRow(source, number, f'not valid UTF-8 in column "{name}"', excerpt_of(str(columns)))
         except (ValueError, OverflowError, pa.ArrowException) as error:

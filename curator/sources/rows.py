@@ -1,6 +1,7 @@
 """One source becomes rows, whatever its format."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from curator.sources.arrow import read_arrow
@@ -17,8 +18,12 @@ _READERS = {"json": read_json_lines, "csv": read_csv, "parquet": read_parquet, "
 _START = Mark()
 
 
+_COLUMNAR = ("parquet", "arrow")  # formats whose values can be bytes
+
+
 def read_rows(
     source: Source | Path,
+    raw: frozenset[str] = frozenset(),
     *,
     start: Mark = _START,
     reached: Reached = lambda mark: None,
@@ -28,7 +33,8 @@ def read_rows(
 
     `source` of a row is the location. `row` counts from 0: lines of a JSON lines file (blank ones are skipped, but
     numbered), records after the header of a CSV file, rows of a Parquet or Arrow file. Values are plain JSON values
-    without NaN. A row that cannot be read is a BadRow, and the rest of the file goes on.
+    without NaN, but that columns named in `raw` keep their bytes. A row that cannot be read is a BadRow, and the rest
+    of the file goes on.
 
     Reading begins at `start`, or at the first row where what lies before `start` has changed; `reached` is told where
     it began, how far it has come every few rows, and the end. `is_growing` leaves a last line without its end unread.
@@ -37,11 +43,15 @@ def read_rows(
     for a damaged or truncated file; NotFoundError for a missing one.
     """
     known = local_source(source) if isinstance(source, Path) else source
-    return _read(known, start, reached, is_growing)
+    return _read(known, raw, start, reached, is_growing)
 
 
-def _read(source: Source, start: Mark, reached: Reached, is_growing: bool) -> Iterator[Row | BadRow]:
-    read = _READERS[source.format.name]
+def _read(
+    source: Source, raw: frozenset[str], start: Mark, reached: Reached, is_growing: bool
+) -> Iterator[Row | BadRow]:
+    read: Callable[..., Iterator[Row | BadRow]] = _READERS[source.format.name]
+    if source.format.name in _COLUMNAR:
+        read = partial(read, raw=raw)
     try:
         yield from read(source, start, reached, is_growing)
     except ChangedSourceError:

@@ -75,11 +75,17 @@ def settle_fields(sources: Sequence[Source], fields: Fields, known: Sequence[Fie
         columns = {name for role, name in _columns(other).items() if role not in ("id", "label", "input")}
         is_alike = fields.shape in (None, shape_of(other)) and columns
         if is_alike and rows and all(columns <= row.columns.keys() for row in rows):
-            return replace(other, id=fields.id, label=fields.label)
+            return replace(other, id=fields.id, label=fields.label, image=fields.image or other.image)
     for candidate in _candidates():
         shape = fields.shape or candidate.shapes[0]
         if shape in candidate.shapes and 2 * sum(map(candidate.fits, rows)) > len(rows):
-            return replace(_with_optional(candidate.fields, rows), shape=shape, id=fields.id, label=fields.label)
+            return replace(
+                _with_optional(candidate.fields, rows),
+                shape=shape,
+                id=fields.id,
+                label=fields.label,
+                image=fields.image,
+            )
     if fields.shape in (None, "text"):
         return replace(fields, text="text", shape="text")
     names = ", ".join(f'"{excerpt_of(name)}"' for name in list(rows[0].columns)[:10]) if rows else "no columns"
@@ -136,11 +142,11 @@ def describe(fields: Fields, count: int | None = None) -> str:
 
 def is_named(fields: Fields) -> bool:
     """Whether the caller says which columns hold the samples."""
-    return any(role not in ("id", "label") for role in _columns(fields))
+    return any(role not in ("id", "label", "image") for role in _columns(fields))
 
 
 def _columns(fields: Fields) -> dict[str, str]:
-    roles = ("text", "prompt", "input", "response", "messages", "chosen", "rejected", "id", "label")
+    roles = ("text", "prompt", "input", "response", "messages", "chosen", "rejected", "image", "id", "label")
     return {role: name for role in roles if (name := getattr(fields, role)) is not None}
 
 

@@ -34,9 +34,13 @@ def kind_of(value: Any) -> str:
 def row_excerpt(row: Row) -> str:
     """The beginning of a row, for the quarantine."""
     try:
-        return excerpt_of(json.dumps(row.columns, ensure_ascii=False, default=str))
+        return excerpt_of(json.dumps(row.columns, ensure_ascii=False, default=_shown))
     except RecursionError:  # what json could just read at one depth of calls, it may not write at another
         return excerpt_of(", ".join(row.columns))
+
+
+def _shown(value: Any) -> str:
+    return f"<{len(value):,} bytes>" if isinstance(value, bytes) else str(value)
 
 
 def check_storable(name: str, value: Any, depth: int = 0) -> None:

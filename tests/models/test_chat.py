@@ -204,7 +204,7 @@ def test_earlier_turns_count_where_the_user_has_the_last_word() -> None:
     ("template", "messages", "reason"),
     [
         (CHATML, [SYSTEM, FIRST], "no assistant turn: nothing counts, unless every token does (--positions all)"),
-        (CHATML, [{"role": "user", "content": [{"type": "image"}]}, PARIS], "image in a conversation: the model reads"),
+        (CHATML, [{"role": "user", "content": [{"type": "image"}]}, PARIS], "images: the model reads text only"),
         (GEMMA, [SYSTEM, *TALK], "the chat template refuses it: System role not supported"),
         (GEMMA, [FIRST, PARIS, PARIS], "the chat template refuses it: Conversation roles must alternate"),
         (DEFAULT_SYSTEM, [PARIS, FIRST], "the chat template cannot tell which tokens are the assistant's: what stands"),

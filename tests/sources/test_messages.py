@@ -71,8 +71,7 @@ def test_the_text_to_show_names_the_roles() -> None:
     assert isinstance(sample, Sample)
     assert sample.full_text == "system: Be brief.\nuser: Two and two?\nassistant: Four."
     image = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
-    seen = read([image, ASKED[1]])
-    assert isinstance(seen, Sample)
+    seen = Sample(messages=[image, ASKED[1]])
     assert seen.full_text == "user: [image] What is it?\nassistant: Four."
 
 
