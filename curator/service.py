@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from curator.compare import Comparison
     from curator.evaluate import Evaluation
     from curator.ingest import IngestReport, OnProgress, Watching
-    from curator.models import OnLong, Positions
+    from curator.models import OnLong, Positions, Quantize
     from curator.preview import Preview
     from curator.query import Answering, Explanation, OneQuestion, OpenedSpace, Query, QueryInput, QueryResult, Question
     from curator.refit import OnRefit
@@ -118,6 +118,7 @@ class Curator:
         positions: Positions | None = None,
         max_length: int | None = None,
         dtype: str | None = None,
+        quantize: Quantize | None = None,
         chat_template: str | Path | None = None,
         on_long: OnLong = "truncate",
         batch_tokens: int = 8192,
@@ -141,12 +142,12 @@ class Curator:
         old version. `image_field`: the column with a row's image or images (curator/sources/image_values.py).
 
         `adapter`: a PEFT adapter's directory or hub name, merged into the model; `model` may itself be an adapter.
-        `model`, `adapter`, `positions`, `max_length`, `dtype` and `chat_template` (a file, in the place of the model's
-        own) make the space; left out, they are those of the store's newest space (of that model). Where no field is
-        named, the columns tell what the rows are, as the report says; `shape` (chat, prompt, text, preference) forces
-        it. Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is committed; the same call
-        continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError, LockedError while
-        another process writes.
+        `model`, `adapter`, `positions`, `max_length`, `dtype`, `quantize` (int8 weights) and `chat_template` (a file,
+        in the place of the model's own) make the space; left out, they are those of the store's newest space (of that
+        model). Where no field is named, the columns tell what the rows are, as the report says; `shape` (chat, prompt,
+        text, preference) forces it. Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is
+        committed; the same call continues. Raises UsageError when nothing in the data is usable, ModelError,
+        NotFoundError, LockedError while another process writes.
         """
         from curator.ingest import IngestOptions, IngestReport, Watching, ingest
         from curator.models import read_template
@@ -178,7 +179,11 @@ class Curator:
             ),
             options=IngestOptions(
                 space=SpaceOptions(
-                    positions, max_length, dtype, None if chat_template is None else read_template(chat_template)
+                    positions,
+                    max_length,
+                    dtype,
+                    None if chat_template is None else read_template(chat_template),
+                    quantize,
                 ),
                 on_long=on_long,
                 device=self._device,

@@ -21,6 +21,7 @@ from curator.models import (
     Checkpoint,
     Encoder,
     Positions,
+    Quantize,
     check_tokenizer,
     find_checkpoint,
     hashes_of,
@@ -59,6 +60,7 @@ class SpaceOptions:
     max_length: int | None = None
     dtype: str | None = None
     chat_template: str | None = None  # its text, in the place of the model's own
+    quantize: Quantize | None = None
 
 
 @dataclass
@@ -125,7 +127,8 @@ def load_for_ingest(
     # An adapter that is new here starts from what the spaces of its base have: the two can then be compared.
     same.sort(key=lambda space: space.recipe.get("adapter") != hashes.get("adapter"))
     before = same[0].recipe if same else {}
-    lm = checkpoint.load(device=device, dtype=options.dtype or before.get("dtype", "auto"))
+    quantize = options.quantize or before.get("quantize", "none")
+    lm = checkpoint.load(device=device, dtype=options.dtype or before.get("dtype", "auto"), quantize=quantize)
     default = _DEFAULT_MAX_LENGTH_OF_IMAGES if lm.reads_images else _DEFAULT_MAX_LENGTH
     default = min(lm.context or default, default)
     max_length = before.get("max_length", default) if options.max_length is None else options.max_length
@@ -138,6 +141,8 @@ def load_for_ingest(
     recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype, chat_template=template)
     if lm.reads_images:
         recipe["images"] = _IMAGES_VERSION
+    if quantize != "none":
+        recipe["quantize"] = quantize
     encoder = _encoder(checkpoint.tokenizer, recipe, lm.vocab_size)
     check_tokenizer(encoder.tokenizer, lm)
     return LoadedModel(lm, encoder, recipe, checkpoint, files)
@@ -225,7 +230,9 @@ class ModelOfSpace:
     @cached_property
     def lm(self) -> CausalLM:
         """The model itself."""
-        lm = self.checkpoint.load(device=str(self.device), dtype=self._space.recipe["dtype"])
+        recipe = self._space.recipe
+        quantize = recipe.get("quantize", "none")
+        lm = self.checkpoint.load(device=str(self.device), dtype=recipe["dtype"], quantize=quantize)
         check_tokenizer(self.encoder.tokenizer, lm)
         return lm
 

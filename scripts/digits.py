@@ -69,7 +69,8 @@ def train(directory: Path, images: list[bytes], digits: np.ndarray, *, seconds: 
         for image, digit in zip(images, digits, strict=True)
     ]
     encoded = encoder.encode(samples)
-    pixels = torch.cat([lm.vision.features(item.images)["pixel_values"] for item in encoded])
+    # [N, images of a sample, ...]: a digit is seen whole and in parts
+    pixels = torch.stack([lm.vision.features(item.images)["pixel_values"].flatten(0, -4) for item in encoded])
     ids, counted = (np.zeros((len(encoded), max(item.num_tokens for item in encoded)), kind) for kind in (int, bool))
     for row, item in enumerate(encoded):
         ids[row, : item.num_tokens], counted[row, : item.num_tokens] = item.input_ids, item.counted
@@ -170,7 +171,7 @@ def picture(curator: Curator, out: Path, count: int = 24) -> int:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    items = curator.audit_mislabeled(by="said", limit=count).items
+    items = curator.audit_mislabeled(limit=count).items
     figure, axes = pyplot.subplots(3, count // 3, figsize=(count // 3 * 0.9, 3.6))
     for axis, item in zip(axes.flat, items, strict=False):
         with curator._store.session() as session:
@@ -179,7 +180,7 @@ def picture(curator: Curator, out: Path, count: int = 24) -> int:
             row = rows_by_id(session, [item.id])[item.id][0]
         axis.imshow(Image.open(curator._store.images.path(row.images[0])), cmap="grey")
         is_wrong = row.meta["is_wrong"]
-        axis.set_title(row.meta["said"], color="tab:red" if is_wrong else "tab:green", fontsize=9)
+        axis.set_title(row.label, color="tab:red" if is_wrong else "tab:green", fontsize=9)
         axis.axis("off")
     figure.suptitle("The worst suspects, with what their answers say; red: really wrong", fontsize=9)
     figure.tight_layout()

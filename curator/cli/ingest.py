@@ -43,6 +43,11 @@ _SECONDS_BETWEEN_LINES = 10.0
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="[default: the checkpoint's]"
 )
 @click.option(
+    "--quantize",
+    type=click.Choice(["none", "int8"]),
+    help="Weights in fewer bits (torchao); the unembedding stays whole. [default: none]",
+)
+@click.option(
     "--chat-template",
     metavar="FILE",
     help="A Jinja template for conversations, in the place of the model's own. [default: the model's]",

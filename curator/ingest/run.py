@@ -320,7 +320,9 @@ def _model(
         yield Local(Forward(loaded.lm, options.batch_tokens), projection, meter.passed)
         return
     path = store.root / "spaces" / space.fingerprint / PROJECTION_FILE
-    recipe = Recipe(loaded.checkpoint, loaded.recipe["dtype"], path, options.batch_tokens)
+    recipe = Recipe(
+        loaded.checkpoint, loaded.recipe["dtype"], path, options.batch_tokens, loaded.recipe.get("quantize", "none")
+    )
     loaded.release()  # the workers have models of their own
     with Workers(devices, recipe, meter.passed) as workers:
         yield workers

@@ -72,6 +72,7 @@ class Recipe:
     dtype: str
     projection: Path
     batch_tokens: int
+    quantize: str = "none"
 
 
 class Workers:
@@ -132,7 +133,7 @@ def _start(recipe: Recipe, device: str, threads: int) -> None:
     global _loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the ingest ends its workers itself
     torch.set_num_threads(threads)
-    lm = recipe.model.load(device=device, dtype=recipe.dtype)
+    lm = recipe.model.load(device=device, dtype=recipe.dtype, quantize=recipe.quantize)
     projection = Projection.load(recipe.projection).to(lm.device)
     _loaded = (Forward(lm, recipe.batch_tokens), projection)
 

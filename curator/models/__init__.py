@@ -15,9 +15,11 @@ from curator.models.checkpoint import Checkpoint, find_checkpoint, hashes_of
 from curator.models.encode import Encoder, OnLong, Positions
 from curator.models.fingerprint import FileStamp, hash_model_files
 from curator.models.head import Head
+from curator.models.quantize import QUANTIZATIONS, Quantize
 from curator.models.vision import Vision, load_vision, vision_options
 
 __all__ = [
+    "QUANTIZATIONS",
     "CausalLM",
     "Checkpoint",
     "CountedHidden",
@@ -26,6 +28,7 @@ __all__ = [
     "Head",
     "OnLong",
     "Positions",
+    "Quantize",
     "Vision",
     "check_tokenizer",
     "find_checkpoint",

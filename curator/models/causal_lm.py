@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from curator.errors import ModelError, NotFoundError
+from curator.errors import ModelError, NotFoundError, UsageError
 from curator.models.adapter import adapted
 from curator.models.head import Head, backbone, find_head
+from curator.models.quantize import quantization
 from curator.models.vision import Vision, image_groups, is_vision_config, load_vision
 from curator.types import EncodedSample
 
@@ -106,11 +107,17 @@ class CausalLM:
 
     @classmethod
     def load(
-        cls, directory: Path, *, device: str = "auto", dtype: str = "auto", adapter: Path | None = None
+        cls,
+        directory: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        adapter: Path | None = None,
+        quantize: str = "none",
     ) -> "CausalLM":
         """Loads the checkpoint of a directory, never with remote code. `dtype` auto is the checkpoint's own.
 
-        `adapter`: the directory of a PEFT adapter, which is merged into it.
+        `adapter`: the directory of a PEFT adapter, which is merged into it. `quantize`: curator/models/quantize.py.
 
         Raises NotFoundError when there is no such directory, ModelError when it holds no complete causal model.
         """
@@ -121,7 +128,9 @@ class CausalLM:
             raise ModelError(f"dtype {dtype!r} is not known; use auto, {', '.join(_DTYPES)}")
         if not directory.is_dir():
             raise NotFoundError(f"no model directory at {directory}")
-        picked = pick_device(device)
+        if adapter is not None and quantize != "none":
+            raise UsageError("an adapter is merged into whole weights: leave --quantize out, or merge it into a model")
+        picked, settings = pick_device(device), quantization(quantize)
         logging.disable_progress_bar()
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
@@ -134,6 +143,7 @@ class CausalLM:
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the report has them, by name
+                **settings,
             )
         except Exception as error:  # as many types as there are ways for somebody's files to be wrong
             raise ModelError(f"no usable causal language model in {directory}: {_reason(error)}") from error

@@ -29,10 +29,10 @@ class Checkpoint:
         """The directory of the tokenizer: the adapter's own wins."""
         return tokenizer_directory(self.directory, self.adapter.directory if self.adapter else None)
 
-    def load(self, *, device: str, dtype: str) -> CausalLM:
+    def load(self, *, device: str, dtype: str, quantize: str = "none") -> CausalLM:
         """The model, with its adapter merged."""
         adapter = self.adapter.directory if self.adapter else None
-        return CausalLM.load(self.directory, device=device, dtype=dtype, adapter=adapter)
+        return CausalLM.load(self.directory, device=device, dtype=dtype, adapter=adapter, quantize=quantize)
 
     def stamps(self, known: Mapping[str, Any] | None = None) -> Stamps:
         """The files with their hashes; those unchanged since `known` are not read again."""
