@@ -10,7 +10,7 @@ AUC is the chance that one of the first kind is above one of the second, ties co
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,7 @@ def _values(
     for query in queries:
         try:
             represented, description = answering.represent(query)
+            represented = replace(represented, gradient=None)  # [V, H] a query and method, for the exact tier alone
             ways = [prepare(represented, answering.projection, method, damping) for method in methods]
         except EmptyQueryError as error:
             skipped.append(f"query {query.name}: {error}")

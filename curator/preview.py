@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import UsageError
-from curator.models import Encoder, OnLong, Positions, load_limits, load_tokenizer, locate
+from curator.models import Encoder, OnLong, Positions, find_checkpoint, load_limits, load_tokenizer
 from curator.sources import describe, read_rows, resolve, settle_fields, to_samples
 from curator.types import BadRow, EncodedSample, Fields, Row, Sample
 
@@ -61,6 +61,7 @@ def preview(
     *,
     model: str,
     revision: str | None = None,
+    adapter: str | None = None,
     num: int = 3,
     positions: Positions = "response",
     max_length: int | None = None,
@@ -70,11 +71,14 @@ def preview(
     """Reads and encodes the first rows as an ingest would. Raises as it does where nothing in them is usable."""
     sources = resolve(data)
     fields = settle_fields(sources, fields)
-    directory = locate(model, revision)
-    context, vocab_size = load_limits(directory)
+    checkpoint = find_checkpoint(model, revision, adapter)
+    context, vocab_size = load_limits(checkpoint.directory)
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    if checkpoint.adapter is not None:
+        vocab_size = max(vocab_size, len(tokenizer))  # it may add tokens
     limit = min(context or MAX_LENGTH, MAX_LENGTH) if max_length is None else max_length
     encoder = Encoder(
-        load_tokenizer(directory),
+        tokenizer,
         max_length=limit,
         vocab_size=vocab_size,
         positions=positions,

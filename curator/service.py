@@ -39,6 +39,7 @@ from curator.types import Fields, Shape
 
 if TYPE_CHECKING:
     from curator.audit import AuditMethod, AuditResult
+    from curator.compare import Comparison
     from curator.evaluate import Evaluation
     from curator.ingest import IngestReport, OnProgress, Watching
     from curator.models import OnLong, Positions
@@ -105,6 +106,7 @@ class Curator:
         dataset: str,
         model: str | None = None,
         revision: str | None = None,
+        adapter: str | None = None,
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
@@ -137,12 +139,13 @@ class Curator:
         not read again, unless `reread`. A row of a known key (`id_field`) with another content takes the place of the
         old version.
 
-        `model`, `positions`, `max_length`, `dtype` and `chat_template` (a file, in the place of the model's own) make
-        the space; left out, they are those of the store's newest space (of that model). Where no field is named, the
-        columns tell what the rows are, as the report says; `shape` (chat, prompt, text, preference) forces it. Bad rows
-        go to quarantine and are counted in the report. Ctrl-C keeps what is committed; the same call continues. Raises
-        UsageError when nothing in the data is usable, ModelError, NotFoundError, LockedError while another process
-        writes.
+        `adapter`: a PEFT adapter's directory or hub name, merged into the model; `model` may itself be an adapter.
+        `model`, `adapter`, `positions`, `max_length`, `dtype` and `chat_template` (a file, in the place of the model's
+        own) make the space; left out, they are those of the store's newest space (of that model). Where no field is
+        named, the columns tell what the rows are, as the report says; `shape` (chat, prompt, text, preference) forces
+        it. Bad rows go to quarantine and are counted in the report. Ctrl-C keeps what is committed; the same call
+        continues. Raises UsageError when nothing in the data is usable, ModelError, NotFoundError, LockedError while
+        another process writes.
         """
         from curator.ingest import IngestOptions, IngestReport, Watching, ingest
         from curator.models import read_template
@@ -161,6 +164,7 @@ class Curator:
             dataset=dataset,
             model=model,
             revision=revision,
+            adapter=adapter,
             fields=Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
             options=IngestOptions(
                 space=SpaceOptions(
@@ -192,6 +196,7 @@ class Curator:
         *,
         model: str,
         revision: str | None = None,
+        adapter: str | None = None,
         num: int = 3,
         text_field: str | None = None,
         prompt_field: str | None = None,
@@ -216,6 +221,7 @@ class Curator:
             Fields(text_field, prompt_field, response_field, id_field, label_field, messages_field, shape),
             model=model,
             revision=revision,
+            adapter=adapter,
             num=num,
             positions=positions,
             max_length=max_length,
@@ -277,7 +283,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given, self._known_fields)
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             for query in found:
                 try:
                     result = answering.answer(query, options)
@@ -310,7 +316,7 @@ class Curator:
         if given.each or given.by:
             raise UsageError("one query is explained at a time: leave --each and --by out")
         query = next(read_queries(given, self._known_fields))
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             id_ = find_sample(answering.session, answering.space.id, sample)
             return explain(answering, id_, query, options, num_pairs=pairs)
 
@@ -347,7 +353,7 @@ class Curator:
             check_out(Path(out))
         given, asked, options = parts_of({**question})
         query = next(read_queries(given, self._known_fields))
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             selection = select(
                 answering, query, options, limits, is_diverse=diverse, seed=seed, on_progress=on_progress
             )
@@ -369,6 +375,7 @@ class Curator:
         damping: float = 10.0,
         space: str | None = None,
         model: str | None = None,
+        adapter: str | None = None,
         text_field: str | None = None,
         prompt_field: str | None = None,
         response_field: str | None = None,
@@ -388,7 +395,7 @@ class Curator:
         fields = Fields(text_field, prompt_field, response_field, id_field, None, messages_field, shape)
         given = QueryInput(data=_several(data), fields=fields, by=label_field or by)
         queries = list(read_queries(given, self._known_fields))
-        with self._asking(space, model) as answering:
+        with self._asking(space, model, adapter) as answering:
             return evaluate(answering, queries, by=by, wrong=wrong, where=where, methods=methods, damping=damping)
 
     def values(self, **question: Unpack[Question]) -> Iterator[dict[str, Any]]:
@@ -402,7 +409,7 @@ class Curator:
         given, asked, options = parts_of(question)
         self.unanswered.clear()
         found = read_queries(given, self._known_fields)
-        with self._asking(asked.space, asked.model) as answering:
+        with self._asking(asked.space, asked.model, asked.adapter) as answering:
             for query in found:
                 name = {"query": query.name} if given.each or given.by else {}
                 try:
@@ -435,7 +442,7 @@ class Curator:
         if given.each or given.by:
             raise UsageError("a saved query is one query: leave --each and --by out")
         query = next(read_queries(given, self._known_fields))
-        with self._asking(asked.space, asked.model) as answering, self._store.writing():
+        with self._asking(asked.space, asked.model, asked.adapter) as answering, self._store.writing():
             row = save_query(answering, name, query, is_replaced=replace)
             answering.session.commit()
             return {**_described(row), "spaces": [answering.space.fingerprint]}
@@ -475,6 +482,7 @@ class Curator:
         label_field: str | None = None,
         space: str | None = None,
         model: str | None = None,
+        adapter: str | None = None,
     ) -> AuditResult:
         """The samples that their own group bears out least, worst first, with percentile in the group and the reason.
 
@@ -487,7 +495,7 @@ class Curator:
 
         options = MislabeledOptions(by, method, damping, where, limit)
         fields = Fields(text_field, prompt_field, response_field, None, label_field, messages_field, shape)
-        with self._asking(space, model) as answering:
+        with self._asking(space, model, adapter) as answering:
             return mislabeled(answering, _several(reference), fields, options)
 
     def audit_duplicates(
@@ -666,6 +674,32 @@ class Curator:
         with self._store.session() as session:
             return {"store": str(self.path), "spaces": spaces_of(session), "datasets": datasets_of(session)}
 
+    def spaces(self) -> list[dict[str, Any]]:
+        """Every space, newest last: "fingerprint", "model", "adapter", options, "samples", "bytes", "created_at"."""
+        with self._store.session() as session:
+            return spaces_of(session)
+
+    def compare(self, spaces: Sequence[str], **question: Unpack[OneQuestion]) -> Comparison:
+        """One query in two spaces, before and after, given by the beginnings of their fingerprints.
+
+        Of the question, what makes the query, `where`, `method`, `damping`, `top`, `harmful`, `rerank` and `exact`
+        count. Raises UsageError unless two different spaces are named that share samples, and as `queries` does.
+        """
+        from curator.compare import compare, rank
+        from curator.query import parts_of, read_queries
+
+        if len(spaces) != 2:
+            raise UsageError(f"two spaces are compared, --space A --space B; got {len(spaces)} (see: curator spaces)")
+        given, _, options = parts_of({**question})
+        query = next(read_queries(given))
+        rankings = []
+        for name in spaces:
+            with self._asking(name, None) as answering:
+                rankings.append(rank(answering, query, options))
+        if rankings[0].result.how.space == rankings[1].result.how.space:
+            raise UsageError(f"{spaces[0]} and {spaces[1]} are the same space: name two (see: curator spaces)")
+        return compare(*rankings, top=options.top, harmful=options.harmful)
+
     def quarantined(self, dataset: str | None = None) -> list[dict[str, Any]]:
         """The rows that could not become samples: dataset, source, row, reason, excerpt."""
         with self._store.session() as session:
@@ -690,12 +724,14 @@ class Curator:
         with self._store.session() as session:
             return [fields for _, fields in known_fields(session)]
 
-    def _asking(self, space: str | None, model: str | None) -> AbstractContextManager[Answering]:
+    def _asking(
+        self, space: str | None, model: str | None, adapter: str | None = None
+    ) -> AbstractContextManager[Answering]:
         from curator.query import OpenedSpace
 
         if self._opened is None:
             self._opened = OpenedSpace(self._store, self._device)
-        return self._opened.asking(space, model)
+        return self._opened.asking(space, model, adapter)
 
     def _release_segments(self) -> None:
         """Before the files of the store are replaced: unmaps those that the last answer holds."""

@@ -18,13 +18,13 @@ from curator.metadata.spaces import space_for_recipe
 from curator.metadata.tables import Space
 from curator.models import (
     CausalLM,
+    Checkpoint,
     Encoder,
-    FileStamp,
     Positions,
     check_tokenizer,
-    hash_model_files,
+    find_checkpoint,
+    hashes_of,
     load_tokenizer,
-    locate,
     own_template,
     pick_device,
 )
@@ -65,10 +65,8 @@ class LoadedModel:
     lm: CausalLM
     encoder: Encoder
     recipe: dict[str, Any]
-    name: str
-    revision: str | None
-    files: dict[str, FileStamp]
-    directory: Path
+    checkpoint: Checkpoint
+    files: dict[str, Any]
 
     def release(self) -> None:
         """Drops the model, to make room for those of worker processes; the encoder stays."""
@@ -83,15 +81,15 @@ class LoadedModel:
 
 
 def recipe_of(
-    files: dict[str, FileStamp], *, positions: str, max_length: int, dtype: str, chat_template: str | None = None
+    files: dict[str, Any], *, positions: str, max_length: int, dtype: str, chat_template: str | None = None
 ) -> dict[str, Any]:
-    """Everything that decides a sample's representation, but for the projection.
+    """Everything that decides a sample's representation, but for the projection; an adapter only where there is one.
 
     A chat template stands in it where one was given in the place of the model's own, which is among its files.
     """
     given = {} if chat_template is None else {"chat_template": chat_template}
     return given | {
-        "model": {name: stamp["sha256"] for name, stamp in files.items()},
+        **hashes_of(files),
         "positions": positions,
         "max_length": max_length,
         "dtype": dtype,
@@ -107,48 +105,65 @@ def load_for_ingest(
     *,
     device: str,
     known_spaces: Iterable[Space],
+    adapter: str | None = None,
 ) -> LoadedModel:
     """Loads the model of an ingest; what was not chosen is taken from the newest space of the same model."""
     spaces = sorted(known_spaces, key=lambda space: -space.id)
-    if model is None:
+    adapter_revision = None
+    if model is None and adapter is None:
         if not spaces:
             raise UsageError("the store holds no space yet: --model is needed, a directory or a name on the hub")
         model, revision = spaces[0].model, spaces[0].revision
-    directory = locate(model, revision)
-    known = next((s.model_files for s in spaces if s.model in (model, str(directory))), None)
-    files = hash_model_files(directory, known)
-    hashes = {name: stamp["sha256"] for name, stamp in files.items()}
-    before = next((s.recipe for s in spaces if s.recipe["model"] == hashes), {})
-    lm = CausalLM.load(directory, device=device, dtype=options.dtype or before.get("dtype", "auto"))
+        adapter, adapter_revision = _adapter_of(spaces[0])
+    checkpoint = find_checkpoint(model, revision, adapter, adapter_revision)
+    files = checkpoint.stamps(_known(checkpoint, spaces))
+    hashes = hashes_of(files)
+    same = [s for s in spaces if s.recipe["model"] == hashes["model"]]
+    # An adapter that is new here starts from what the spaces of its base have: the two can then be compared.
+    same.sort(key=lambda space: space.recipe.get("adapter") != hashes.get("adapter"))
+    before = same[0].recipe if same else {}
+    lm = checkpoint.load(device=device, dtype=options.dtype or before.get("dtype", "auto"))
     default = min(lm.context or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
     max_length = before.get("max_length", default) if options.max_length is None else options.max_length
     if lm.context is not None and max_length > lm.context:
         raise UsageError(f"--max-length {max_length} is beyond the model's context of {lm.context} tokens")
     positions = options.positions or before.get("positions", "response")
     template = before.get("chat_template") if options.chat_template is None else options.chat_template
-    if template is not None and template == own_template(load_tokenizer(directory)):
+    if template is not None and template == own_template(load_tokenizer(checkpoint.tokenizer)):
         template = None
     recipe = recipe_of(files, positions=positions, max_length=max_length, dtype=lm.dtype, chat_template=template)
-    is_local = Path(model).expanduser().is_dir()
-    name = str(directory) if is_local else model
-    # A hub's branch moves: the snapshot's commit, which names its directory, is what the space is made of.
-    revision = None if is_local else directory.name
-    return _loaded(lm, directory, recipe, name, revision, files)
+    encoder = _encoder(checkpoint.tokenizer, recipe, lm.vocab_size)
+    check_tokenizer(encoder.tokenizer, lm)
+    return LoadedModel(lm, encoder, recipe, checkpoint, files)
+
+
+def _adapter_of(space: Space) -> tuple[str | None, str | None]:
+    adapter = space.model_files.get("adapter", {})
+    return adapter.get("name"), adapter.get("revision")
+
+
+def _known(checkpoint: Checkpoint, spaces: Iterable[Space]) -> dict[str, Any]:
+    """The newest stamps of the same model, and of the same adapter, which other spaces may have."""
+    known: dict[str, Any] = next((s.model_files for s in spaces if s.model == checkpoint.name), {})
+    name = checkpoint.adapter and checkpoint.adapter.name
+    adapter: dict[str, Any] = next((s.model_files["adapter"] for s in spaces if name and _adapter_of(s)[0] == name), {})
+    return known | {"adapter": adapter}
 
 
 def space_without_loading(
-    session: Session, model: str | None, revision: str | None, options: SpaceOptions
-) -> Space | None:  # fmt: skip
+    session: Session, model: str | None, revision: str | None, adapter: str | None, options: SpaceOptions
+) -> Space | None:
     """The space that `load_for_ingest` would lead to, where that can be told from files and database alone."""
     spaces = list(session.scalars(sa.select(Space).order_by(Space.id.desc())))
     try:
-        if model is not None:
-            at = locate(model, revision)
-            spaces = [s for s in spaces if s.model == str(at) or (s.model, s.revision) == (model, at.name)]
+        if model is not None or adapter is not None:
+            at = find_checkpoint(model, revision, adapter)
+            over = (None, None) if at.adapter is None else (at.adapter.name, at.adapter.revision)
+            spaces = [s for s in spaces if (s.model, s.revision) == (at.name, at.revision) and _adapter_of(s) == over]
         if not spaces:
             return None
         space = spaces[0]
-        if not ModelOfSpace(space, device="cpu").directory.is_dir():  # raises where its files are others
+        if not ModelOfSpace(space, device="cpu").checkpoint.directory.is_dir():  # raises where its files are others
             return None
     except CuratorError:
         return None
@@ -160,44 +175,51 @@ class ModelOfSpace:
     """The model of a space, for queries. Files are checked, tokenizer and weights loaded, when they are first needed:
     a saved query needs none of them, and the texts of tokens no weights."""
 
-    def __init__(self, space: Space, *, device: str, model: str | None = None):
-        """`model`: where it lies now, if it has moved."""
+    def __init__(self, space: Space, *, device: str, model: str | None = None, adapter: str | None = None):
+        """`model`, `adapter`: where they lie now, if they have moved."""
         self._space = space
-        self._given = model
+        self._given, self._given_adapter = model, adapter
         self.device = pick_device(device)
 
     @cached_property
-    def directory(self) -> Path:
+    def checkpoint(self) -> Checkpoint:
         """Where it lies. Raises ModelError for none, SpaceError when its files are no longer those of the space."""
-        space = self._space
+        space, name = self._space, self._space.fingerprint[:12]
+        adapter, revision = _adapter_of(space)
+        place = space.model + (f" with adapter {adapter}" if adapter else "")
         try:
-            directory = locate(self._given or space.model, space.revision)
+            found = find_checkpoint(
+                self._given or space.model, space.revision, self._given_adapter or adapter, revision
+            )
+        except UsageError:
+            raise
         except Exception as error:
+            flags = "--model and --adapter" if adapter else "--model"
             raise ModelError(
-                f"the model of space {space.fingerprint[:12]} is no longer at {space.model} ({error}); "
-                "give its place with --model"
+                f"the model of space {name} is no longer at {place} ({error}); give its place with {flags}"
             ) from error
-        files = hash_model_files(directory, space.model_files if self._given is None else None)
-        hashes = {name: stamp["sha256"] for name, stamp in files.items()}
-        if hashes != space.recipe["model"]:
-            changed = sorted(
-                k for k in hashes.keys() | space.recipe["model"].keys() if hashes.get(k) != space.recipe["model"].get(k)
-            )
-            raise SpaceError(
-                f"the model at {directory} is not the one of space {space.fingerprint[:12]} "
-                f"(different: {', '.join(changed)}); ingest with it to make a space of its own, or restore it"
-            )
-        return directory
+        is_moved = self._given is not None or self._given_adapter is not None
+        hashes = hashes_of(found.stamps(None if is_moved else space.model_files))
+        for part in ("model", "adapter"):
+            ours, theirs = hashes.get(part, {}), space.recipe.get(part, {})
+            if ours != theirs:
+                changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+                at = found.adapter if part == "adapter" and found.adapter else found
+                raise SpaceError(
+                    f"the {part} at {at.directory} is not the one of space {name} "
+                    f"(different: {', '.join(changed)}); ingest with it to make a space of its own, or restore it"
+                )
+        return found
 
     @cached_property
     def encoder(self) -> Encoder:
         """Its tokenizer, with the length limit and the counted positions of the space."""
-        return _encoder(self.directory, self._space.recipe, self._space.projection["vocab_size"])
+        return _encoder(self.checkpoint.tokenizer, self._space.recipe, self._space.projection["vocab_size"])
 
     @cached_property
     def lm(self) -> CausalLM:
         """The model itself."""
-        lm = CausalLM.load(self.directory, device=str(self.device), dtype=self._space.recipe["dtype"])
+        lm = self.checkpoint.load(device=str(self.device), dtype=self._space.recipe["dtype"])
         check_tokenizer(self.encoder.tokenizer, lm)
         return lm
 
@@ -212,27 +234,14 @@ def _encoder(directory: Path, recipe: dict[str, Any], vocab_size: int) -> Encode
     )
 
 
-def _loaded(
-    lm: CausalLM,
-    directory: Path,
-    recipe: dict[str, Any],
-    name: str,
-    revision: str | None,
-    files: dict[str, FileStamp],
-) -> LoadedModel:
-    encoder = _encoder(directory, recipe, lm.vocab_size)
-    check_tokenizer(encoder.tokenizer, lm)
-    return LoadedModel(lm, encoder, recipe, name, revision, files, directory)
-
-
 def add_space(store: Store, session: Session, loaded: LoadedModel, projection: Projection) -> Space:
     """Commits a new space: its files first, then its row."""
     space = Space(
         **publish_projection(store, loaded.recipe, projection),
         recipe_hash=loaded.recipe_hash,
         recipe=loaded.recipe,
-        model=loaded.name,
-        revision=loaded.revision,
+        model=loaded.checkpoint.name,
+        revision=loaded.checkpoint.revision,
         model_files=loaded.files,
         created_at=datetime.now(UTC),
     )

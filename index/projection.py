@@ -12,6 +12,7 @@ Shapes: V vocabulary, H hidden size, M error rank, R hidden rank, F factor rank 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -128,8 +129,9 @@ class Projection:
             and self.second_moment.shape[0] == self.width
         )
 
+    @cached_property
     def core_moment(self) -> torch.Tensor:
-        """The second moment of S along each pair of basis directions, as far as the sketch sees it: float32 [M, R].
+        """Lambda: second moment of S along each pair of basis directions, as the sketch sees it, float32 [M, R].
 
         Coordinates of sketches are uncorrelated over the calibration samples, so diag(P diag(lambda) P^T) is the mean
         of the squares of P P^T vec(S).
@@ -138,12 +140,12 @@ class Projection:
         return moment.float().reshape(self.error_rank, self.hidden_rank)
 
     def damped_weights(self, damping: float) -> torch.Tensor:
-        """w = Lambda / (Lambda + delta), delta = damping * mean(Lambda), Lambda = core_moment(): float32 [M, R].
+        """w = Lambda / (Lambda + delta), delta = damping * mean(Lambda), Lambda = core_moment: float32 [M, R].
 
         How much of each entry of S preconditioning takes away. With F = B diag(Lambda) B^T the Fisher matrix that is
         diagonal in the products of the two bases (EK-FAC: George et al. 2018, arXiv 1806.03884), B their orthonormal
         columns in gradient space, delta (F + delta I)^-1 = I - B diag(w) B^T: what all samples do counts less.
         """
-        moment = self.core_moment().double()
+        moment = self.core_moment.double()
         delta = max(damping * (moment.mean().item() or 1.0), torch.finfo(torch.float64).tiny)
         return (moment / (moment + delta)).float()

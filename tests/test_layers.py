@@ -27,7 +27,7 @@ LAYERS = [
         "curator.doctor",
         "curator.preview",
     },
-    {"curator.select", "curator.evaluate"},
+    {"curator.select", "curator.evaluate", "curator.compare"},
     {"curator.service"},
     {"curator", "curator.cli", "curator.__main__"},
 ]
@@ -42,6 +42,7 @@ HOMES = {
     "transformers": ("curator.models",),
     "tokenizers": (),
     "huggingface_hub": ("curator.models",),
+    "peft": ("curator.models",),
     "click": ("curator.cli",),
     "rich": ("curator.cli",),
     "filelock": ("curator.store",),

@@ -21,6 +21,7 @@ from curator.cli.queries import queries
 from curator.cli.query import query, values
 from curator.cli.refit import refit
 from curator.cli.select import select
+from curator.cli.spaces import compare, spaces
 from curator.cli.store import compact, db, delete, doctor, quarantined, restore, status, verify
 from curator.cli.tags import changes, note, notes, tag, tags, undo, untag
 from curator.errors import CuratorError
@@ -53,6 +54,8 @@ for command in (
         values,
         audit,
         evaluate,
+        compare,
+        spaces,
         status,
         quarantined,
         delete,

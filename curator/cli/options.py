@@ -6,6 +6,8 @@ from typing import Any
 import click
 
 __all__ = [
+    "asked_options",
+    "device_option",
     "field_options",
     "json_option",
     "method_options",
@@ -32,7 +34,7 @@ store_option = click.option(
     "--store", required=True, envvar="CURATOR_STORE", metavar="DIR", help="The store's directory. [env: CURATOR_STORE]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
-_device = click.option(
+device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -55,7 +57,8 @@ field_options = _all(
 )
 model_options = _all(
     click.option("--model", metavar="MODEL", help="A model's directory, or its name on the Hugging Face hub."),
-    _device,
+    click.option("--adapter", metavar="ADAPTER", help="A PEFT adapter over it: a directory or a name on the hub."),
+    device_option,
 )
 space_option = click.option("--space", metavar="FINGERPRINT", help="Its first characters. [default: the newest space]")
 asked_options = _all(

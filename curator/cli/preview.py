@@ -21,6 +21,7 @@ _MOST_CHARACTERS = 4_000  # of one sample, before and after which the middle is 
 @click.argument("data", nargs=-1, required=True)
 @click.option("--model", required=True, metavar="MODEL", help="A model's directory, or its name on the hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the hub.")
+@click.option("--adapter", metavar="ADAPTER", help="A PEFT adapter over the model: a directory or a name on the hub.")
 @click.option("-n", "--num", type=click.IntRange(0, 100), default=3, show_default=True, help="Samples to show.")
 @field_options
 @click.option("--label-field", metavar="COLUMN", help="The label's column.")

@@ -90,6 +90,7 @@ def ingest(
     dataset: str,
     model: str | None,
     revision: str | None = None,
+    adapter: str | None = None,
     fields: Fields,
     options: IngestOptions,
     on_progress: OnProgress = lambda progress: None,
@@ -104,7 +105,7 @@ def ingest(
     with store.session() as session:
         known = [other for name, other in known_fields(session) if name == dataset]
     for candidate in _readings(fields, known):
-        if _is_all_known(store, sources, model, revision, candidate, options, report):
+        if _is_all_known(store, sources, model, revision, adapter, candidate, options, report):
             report.reading = describe(candidate)
             report.seconds = time.perf_counter() - started
             return report
@@ -116,7 +117,7 @@ def ingest(
     first = [] if watching.is_usable else require_usable(sources, fields)
     if not was_named:  # what was recognised is said aloud
         meter.tell("reading")
-    _ingest(store, sources, model, revision, fields, options, meter, watching, first)
+    _ingest(store, sources, model, revision, adapter, fields, options, meter, watching, first)
     report.reading = describe(fields, report.rows)
     report.seconds = time.perf_counter() - started
     return report
@@ -135,6 +136,7 @@ def _ingest(
     sources: Sequence[Source],
     model: str | None,
     revision: str | None,
+    adapter: str | None,
     fields: Fields,
     options: IngestOptions,
     meter: Meter,
@@ -145,7 +147,7 @@ def _ingest(
     broken: Broken = {}
     with store.writing(), store.session() as session:
         try:
-            loaded = watching.loaded or _load(session, model, revision, options)
+            loaded = watching.loaded or _load(session, model, revision, adapter, options)
             if "," not in options.device:  # the workers of several devices load models of their own
                 watching.loaded = loaded
             require_encodable(first, loaded.encoder)
@@ -169,13 +171,14 @@ def _is_all_known(
     sources: Sequence[Source],
     model: str | None,
     revision: str | None,
+    adapter: str | None,
     fields: Fields,
     options: IngestOptions,
     report: IngestReport,
 ) -> bool:
     """Whether no source holds anything new, told without loading the model; the report then says so."""
     with store.session() as session:
-        space = space_without_loading(session, model, revision, options.space)
+        space = space_without_loading(session, model, revision, adapter, options.space)
         dataset = session.scalars(sa.select(Dataset).where(Dataset.name == report.dataset)).first()
         if space is None or dataset is None or options.reread:
             return False
@@ -198,9 +201,13 @@ def _is_all_known(
         return True
 
 
-def _load(session: Session, model: str | None, revision: str | None, options: IngestOptions) -> LoadedModel:
+def _load(
+    session: Session, model: str | None, revision: str | None, adapter: str | None, options: IngestOptions
+) -> LoadedModel:
     spaces = session.scalars(sa.select(Space)).all()
-    loaded = load_for_ingest(model, revision, options.space, device=options.device.split(",")[0], known_spaces=spaces)
+    loaded = load_for_ingest(
+        model, revision, options.space, adapter=adapter, device=options.device.split(",")[0], known_spaces=spaces
+    )
     loaded.encoder.on_long = options.on_long
     return loaded
 
@@ -306,7 +313,7 @@ def _model(
         yield Local(Forward(loaded.lm, options.batch_tokens), projection, meter.passed)
         return
     path = store.root / "spaces" / space.fingerprint / PROJECTION_FILE
-    recipe = Recipe(loaded.directory, loaded.recipe["dtype"], path, options.batch_tokens)
+    recipe = Recipe(loaded.checkpoint, loaded.recipe["dtype"], path, options.batch_tokens)
     loaded.release()  # the workers have models of their own
     with Workers(devices, recipe, meter.passed) as workers:
         yield workers

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from curator.errors import CuratorError
-from curator.models import CausalLM
+from curator.models import Checkpoint
 from curator.types import EncodedSample
 from curator.value import Forward, Representation
 from index.projection import Projection
@@ -68,7 +68,7 @@ class Local:
 class Recipe:
     """What a worker needs to load; paths, so that no tensor travels between processes."""
 
-    model: Path
+    model: Checkpoint
     dtype: str
     projection: Path
     batch_tokens: int
@@ -132,7 +132,7 @@ def _start(recipe: Recipe, device: str, threads: int) -> None:
     global _loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the ingest ends its workers itself
     torch.set_num_threads(threads)
-    lm = CausalLM.load(recipe.model, device=device, dtype=recipe.dtype)
+    lm = recipe.model.load(device=device, dtype=recipe.dtype)
     projection = Projection.load(recipe.projection).to(lm.device)
     _loaded = (Forward(lm, recipe.batch_tokens), projection)
 

@@ -22,6 +22,7 @@ __all__ = [
     "deleted_ids",
     "find_sample",
     "has_deleted",
+    "identities",
     "key_holders",
     "keys_between",
     "live_ids",
@@ -80,6 +81,13 @@ def by_hash(session: Session, space_id: int, dataset_id: int, hashes: Sequence[b
             )
         )
     }
+
+
+def identities(session: Session, space_id: int) -> dict[int, tuple[str, str, bytes]]:
+    """Dataset, key and content hash of every sample of a space by id: what makes it the same one in another space."""
+    columns = (Sample.id, Dataset.name, Sample.key, Sample.content_hash)
+    query = sa.select(*columns).join(Dataset, Sample.dataset_id == Dataset.id).where(Sample.space_id == space_id)
+    return {row.id: (row.name, row.key, row.content_hash) for row in session.execute(query)}
 
 
 def key_holders(session: Session, space_id: int, dataset_id: int, keys: Sequence[str]) -> dict[str, sa.Row[Any]]:

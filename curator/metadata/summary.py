@@ -19,6 +19,7 @@ def spaces_of(session: Session) -> list[dict[str, Any]]:
             "fingerprint": space.fingerprint,
             "model": space.model,
             "revision": space.revision,
+            "adapter": space.model_files.get("adapter", {}).get("name"),
             "positions": space.recipe["positions"],
             "max_length": space.recipe["max_length"],
             "dtype": space.recipe["dtype"],

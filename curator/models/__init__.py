@@ -11,12 +11,14 @@ from curator.models.causal_lm import (
     pick_device,
 )
 from curator.models.chat import own_template, read_template
+from curator.models.checkpoint import Checkpoint, find_checkpoint, hashes_of
 from curator.models.encode import Encoder, OnLong, Positions
 from curator.models.fingerprint import FileStamp, hash_model_files
 from curator.models.head import Head
 
 __all__ = [
     "CausalLM",
+    "Checkpoint",
     "CountedHidden",
     "Encoder",
     "FileStamp",
@@ -24,7 +26,9 @@ __all__ = [
     "OnLong",
     "Positions",
     "check_tokenizer",
+    "find_checkpoint",
     "hash_model_files",
+    "hashes_of",
     "load_limits",
     "load_tokenizer",
     "locate",

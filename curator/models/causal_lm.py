@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from curator.errors import ModelError, NotFoundError
+from curator.models.adapter import adapted
 from curator.models.head import Head, backbone, find_head
 from curator.types import EncodedSample
 
@@ -100,8 +101,12 @@ class CausalLM:
             raise ModelError(f"{type(model).__name__} does not run over plain token ids: {_one_line(error)}") from error
 
     @classmethod
-    def load(cls, directory: Path, *, device: str = "auto", dtype: str = "auto") -> "CausalLM":
+    def load(
+        cls, directory: Path, *, device: str = "auto", dtype: str = "auto", adapter: Path | None = None
+    ) -> "CausalLM":
         """Loads the checkpoint of a directory, never with remote code. `dtype` auto is the checkpoint's own.
+
+        `adapter`: the directory of a PEFT adapter, which is merged into it.
 
         Raises NotFoundError when there is no such directory, ModelError when it holds no complete causal model.
         """
@@ -133,6 +138,8 @@ class CausalLM:
                 f"no complete causal language model in {directory}: {len(random)} tensors of {type(model).__name__} "
                 f"are missing or of another shape, the first is {random[0]}"
             )
+        if adapter is not None:
+            model = adapted(model, adapter)
         return cls(model, picked)
 
     @property

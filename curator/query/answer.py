@@ -6,7 +6,7 @@ No training sample passes through the model, unless the exact tier is asked for,
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,8 @@ class Answering:
             represented, description = represent_saved(self, query.saved, is_whole=exact)
         else:
             represented, description = self.represent(query)
+        if not exact:  # [V, H] more to keep and to precondition, and no other tier reads it
+            represented = replace(represented, gradient=None)
         return prepare(represented, self.projection, method, damping), query.description | description
 
     def represent(self, query: Query) -> tuple[QueryRepresentation, dict[str, Any]]:

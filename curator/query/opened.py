@@ -25,18 +25,21 @@ class OpenedSpace:
     def __init__(self, store: Store, device: str):
         self._store = store
         self._device = device.split(",")[0]
-        self._model: tuple[tuple[int, str | None], ModelOfSpace] | None = None
+        self._model: tuple[tuple[int, str | None, str | None], ModelOfSpace] | None = None
         self._state: tuple[Any, ...] = ()
         self.answering: Answering | None = None  # what the last answer was made with
 
     @contextmanager
-    def asking(self, named: str | None, model: str | None) -> Iterator[Answering]:
-        """The space of a fingerprint, or the newest; `model`: where its model lies now, if it has moved."""
+    def asking(self, named: str | None, model: str | None, adapter: str | None = None) -> Iterator[Answering]:
+        """The space of a fingerprint, or the newest; `model`, `adapter`: where they lie now, if they have moved."""
         with self._store.session() as session:
             space = find_space(session, named)
-            if self._model is None or self._model[0][0] != space.id or model not in (None, self._model[0][1]):
+            last = self._model and self._model[0]
+            is_same = last and last[0] == space.id and model in (None, last[1]) and adapter in (None, last[2])
+            if self._model is None or not is_same:
                 self.answering = None
-                self._model = (space.id, model), ModelOfSpace(space, device=self._device, model=model)
+                of_space = ModelOfSpace(space, device=self._device, model=model, adapter=adapter)
+                self._model = (space.id, model, adapter), of_space
             answering = self._now(session, space, self._model[1])
             try:
                 yield answering

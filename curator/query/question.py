@@ -30,6 +30,7 @@ class OneQuestion(TypedDict, total=False):
     expr: str | None  # or against an expression over saved queries: "good - 0.5 * bad"
     space: str | None  # the beginning of a fingerprint; the newest space
     model: str | None  # where the space's model lies now, if it has moved
+    adapter: str | None  # and its adapter
     where: str | None  # only samples that match this filter
     method: Method  # raw
     damping: float  # of preconditioned; 10
@@ -55,6 +56,7 @@ class Asked:
 
     space: str | None
     model: str | None
+    adapter: str | None = None
 
 
 _OPTIONS = ("where", "method", "damping", "top", "harmful", "rerank", "exact", "tokens", "trust", "certify")
@@ -93,4 +95,4 @@ def parts_of(question: Question) -> tuple[QueryInput, Asked, QueryOptions]:
         question.get("expr"),
     )
     options = QueryOptions(**{name: value for name, value in question.items() if name in _OPTIONS})  # type: ignore[arg-type]
-    return given, Asked(question.get("space"), question.get("model")), options
+    return given, Asked(question.get("space"), question.get("model"), question.get("adapter")), options

@@ -63,7 +63,7 @@ def prepare(query: QueryRepresentation, projection: Projection, method: Method, 
     if method == "cosine":
         query = query.scaled(1.0 / norm)
     elif method == "preconditioned":
-        query = query.less(projection.damped_weights(damping) * query.core(projection), projection)
+        query = query.damped(projection.damped_weights(damping), projection)
     tokens = query.outside.clone()
     tokens[:, : projection.hidden_rank] += projection.lift(query.sketch)
     return PreparedQuery(

@@ -6,7 +6,8 @@ G U_F [V, F] without what the sketch explains. Both are linear in G, and so are 
 
     ||sum_i c_i G_i||^2 = sum_i c_i^2 ||G_i||^2 + sum_{i != j} c_i c_j (<sketch_i, sketch_j> + <outside_i, outside_j>)
 
-which is exact where F = H; else the pairs miss what lies outside the hidden basis. Only cosine and `captured` use it.
+which is exact where F = H; else the pairs miss what lies outside the hidden basis. Only cosine and `captured` use it:
+where all gradients are there, the norm is that of their sum.
 
 Shapes: P sketch width, V vocabulary, H hidden size, F factor rank.
 """
@@ -51,11 +52,14 @@ class QueryRepresentation:
         products.diagonal().copy_(torch.tensor([part.norm**2 for part in parts], dtype=torch.float64))
         factors = torch.tensor([factor for factor, _ in terms], dtype=torch.float64)
         gradients = [part.gradient for part in parts if part.gradient is not None]
+        gradient = _weighted(factors, gradients) if len(gradients) == len(parts) else None
+        norm = float((factors @ products @ factors).clamp_min(0.0).sqrt())
         return cls(
             _weighted(factors, [part.sketch for part in parts]),
             _weighted(factors, [part.outside for part in parts]),
-            float((factors @ products @ factors).clamp_min(0.0).sqrt()),
-            _weighted(factors, gradients) if len(gradients) == len(parts) else None,
+            # A guarantee (curator/query/trust.py) may not rest on what the pairs miss.
+            norm if gradient is None else float(norms_of(gradient)),
+            gradient,
         )
 
     def core(self, projection: Projection) -> torch.Tensor:
@@ -64,15 +68,18 @@ class QueryRepresentation:
         seen = (projection.rotation @ self.sketch).reshape(size)
         return seen + projection.error_basis.T @ self.outside[:, : projection.hidden_rank]
 
-    def less(self, taken: torch.Tensor, projection: Projection) -> "QueryRepresentation":
-        """Of G - U_e T U_h^T, for T = `taken` float32 [M, R]."""
-        core, lifted = self.core(projection), projection.error_basis @ taken
+    def damped(self, weights: torch.Tensor, projection: Projection) -> "QueryRepresentation":
+        """Of G - U_e (w o S) U_h^T, with w float32 [M, R]."""
+        core = self.core(projection)
+        taken = weights * core
         sketch = taken.flatten() @ projection.rotation
         rest = self.outside.clone()
-        rest[:, : projection.hidden_rank] += projection.lift(sketch) - lifted
+        unseen = (projection.rotation @ sketch).reshape(taken.shape) - taken
+        rest[:, : projection.hidden_rank].addmm_(projection.error_basis, unseen)
         gradient = self.gradient
         if gradient is not None:
-            gradient = gradient - lifted @ projection.hidden_basis[:, : projection.hidden_rank].T
+            hidden_basis = projection.hidden_basis[:, : projection.hidden_rank]
+            gradient = torch.addmm(gradient, projection.error_basis @ taken, hidden_basis.T, alpha=-1)
         energy = self.norm**2 + float(((core - taken).double().square() - core.double().square()).sum())
         return QueryRepresentation(self.sketch - sketch, rest, max(0.0, energy) ** 0.5, gradient)
 

@@ -102,13 +102,13 @@ def test_the_core_moment_is_the_mean_square_of_what_the_sketch_sees_of_a_core() 
         fitted().error_basis, fitted().hidden_basis, fitted().rotation @ vectors.float(), values.float().clamp_min(0)
     )
     expected = (seen @ fitted().rotation.double().T).square().mean(0).reshape(M, R).float()
-    torch.testing.assert_close(turned.core_moment(), expected, rtol=1e-3, atol=1e-6 * float(expected.max()))
+    torch.testing.assert_close(turned.core_moment, expected, rtol=1e-3, atol=1e-6 * float(expected.max()))
 
 
 @pytest.mark.parametrize("damping", [1e-3, 1.0, 30.0])
 def test_preconditioning_weights_follow_the_second_moment(damping: float) -> None:
     """w = Lambda / (Lambda + damping mean(Lambda)): in [0, 1], larger where the samples agree."""
-    moment = fitted().core_moment().double().numpy().ravel()
+    moment = fitted().core_moment.double().numpy().ravel()
     weights = fitted().damped_weights(damping).numpy().ravel()
     np.testing.assert_allclose(weights, moment / (moment + damping * moment.mean()), rtol=1e-5)
     assert (weights[np.argsort(moment)] == np.sort(weights)).all()

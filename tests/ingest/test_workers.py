@@ -9,13 +9,16 @@ import pytest
 from curator import Curator, demo
 from curator.errors import CuratorError, ModelError
 from curator.ingest.workers import Recipe, Workers
+from curator.models import find_checkpoint
 from tests.stores import CORPUS, FIELDS, SIZE, add, contents
 
 pytestmark = pytest.mark.slow
 
 
 def recipe_of(built: Path) -> Recipe:
-    return Recipe(demo.MODEL, "float32", next(built.glob("spaces/*/projection.safetensors")), 8192)
+    return Recipe(
+        find_checkpoint(str(demo.MODEL), None), "float32", next(built.glob("spaces/*/projection.safetensors")), 8192
+    )
 
 
 def test_two_devices_make_the_store_that_one_makes(built: Path, tmp_path: Path):

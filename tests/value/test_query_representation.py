@@ -9,6 +9,7 @@ import torch
 from curator.value import METHODS, Method, QueryRepresentation, prepare
 from index.errors import StoredFileError
 from index.factors import token_values
+from index.projection import Projection
 from index.stored import hash_file
 from tests.value.test_methods import H, V, world
 
@@ -39,6 +40,27 @@ def test_values_are_linear_in_the_query(method: Method) -> None:
             for query in prepared
         )
         assert found == pytest.approx(weights @ [first, second], rel=1e-4, abs=1e-4 * sample.norm)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bound_holds_for_a_sum_of_queries_whose_factors_keep_part_of_the_hidden_space(method: Method) -> None:
+    """|<G_i, G'> - sketch_i . search| <= ||r_i|| ||r'||: what a sum misses comes from its whole gradient."""
+    gradients, _, whole, _, _ = world()
+    narrow = Projection(
+        whole.error_basis, whole.hidden_basis[:, : whole.hidden_rank], whole.rotation, whole.second_moment
+    )
+    directions = torch.linalg.qr(narrow.hidden_basis, mode="complete")[0]
+    generator = torch.Generator().manual_seed(7)
+    common = torch.randn(V, 1, generator=generator) * directions[:, -1]  # on no basis, in both
+    parts = [QueryRepresentation.of(common + 0.1 * torch.randn(V, H, generator=generator), narrow) for _ in range(2)]
+    query = prepare(QueryRepresentation.combine([(1.0, part) for part in parts]), narrow, method, 10.0)
+    assert query.gradient is not None
+    like_it = (query.gradient / query.gradient.norm()).double().numpy().flatten()
+    for row in [*gradients, like_it]:
+        sketch = narrow.sketch_gradient(torch.from_numpy(row).float().reshape(V, H)).double().numpy()
+        error = row @ query.gradient.double().numpy().flatten() - sketch @ query.search
+        rest = max(0.0, row @ row - sketch @ sketch) ** 0.5
+        assert abs(error) <= rest * query.missed * (1 + 1e-4) + 1e-6
 
 
 def test_a_stored_query_is_the_same_query(tmp_path: Path) -> None:
