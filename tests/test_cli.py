@@ -293,7 +293,7 @@ def test_progress_goes_to_stderr_and_only_when_it_takes_long(tmp_path: Path, run
     assert json.loads(out)["added"] == 5
     lines = err.splitlines()
     assert lines[0].startswith("calibrating: ")
-    assert lines[-1].startswith("ingesting: 5 of 5 rows, ")
+    assert lines[-1].startswith("ingesting: 5 of 5 rows")
     assert run(*command, "--quiet")[2] == ""
 
 
@@ -320,7 +320,7 @@ def test_the_rate_of_an_ingest_is_that_of_its_phase(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("curator.cli.ingest.time.monotonic", lambda: next(times))
     reporter = _Reporter(quiet=False)
     for phase, samples in (("calibrating", 0), ("ingesting", 32), ("ingesting", 72)):
-        reporter(Progress(phase, 100, 132, samples, 10 * samples, 0, 100 - samples))
+        reporter(Progress(phase, 100, 132, samples, 10 * samples, 0, 100 - samples, ""))
     assert capsys.readouterr().err.splitlines() == [
         "calibrating: 0 of 132 rows",
         "ingesting: 32 of 132 rows",
