@@ -37,18 +37,18 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def check_place(path: Path) -> None:
-    """Raises UsageError where no file can be: asked before the work whose result goes there."""
+    """Raises CuratorError where no file can be: asked before the work whose result goes there."""
     if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
+        raise CuratorError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
     if path.is_dir():
-        raise UsageError(f"{path} cannot be written: it is a directory; name a file")
+        raise CuratorError(f"{path} cannot be written: it is a directory; name a file")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to. Complete and on disk it takes the place of `path`; after a failure it is gone.
 
-    Raises UsageError as `check_place` does, and CuratorError for what the system refuses.
+    Raises CuratorError as `check_place` does, and for what the system refuses.
     """
     check_place(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from curator.sources.images import read_image
 from curator.types import Image, Sample
 
 __all__ = ["FOLDER", "ImageFiles"]
@@ -49,6 +48,8 @@ class ImageFiles:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._temporary / f"{image.sha256}.{secrets.token_hex(4)}"
+        from curator.sources.images import read_image  # deferred: what reads only the database needs no pyarrow
+
         temporary.write_bytes(read_image(image))
         os.replace(temporary, path)
 

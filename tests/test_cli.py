@@ -150,7 +150,7 @@ def test_a_session_from_ingest_to_compact(tmp_path: Path, run: Run, monkeypatch:
     ingest = ["ingest", str(data), "--dataset", "d", "--model", str(demo.MODEL), *COLUMNS, "--device", "cpu"]
     code, out, err = run(*ingest)
     assert code == 3
-    assert out.startswith("dataset d: 5 samples added, 5 in all\n6 rows read: 1 quarantined\n")
+    assert out.startswith("dataset d: 5 samples added, 5 in all\n6 rows read as prompt: 6 prompts")
     assert err.count("\n") == 1
     assert run("quarantined")[1] == f'{data}:5  no field "response": the row has "prompt"\n'
     assert run("quarantined", "--dataset", "other") == (0, "", "curator: nothing in quarantine\n")
@@ -293,7 +293,7 @@ def test_progress_goes_to_stderr_and_only_when_it_takes_long(tmp_path: Path, run
     assert json.loads(out)["added"] == 5
     lines = err.splitlines()
     assert lines[0].startswith("calibrating: ")
-    assert lines[-1].startswith("ingesting: 5 of 5 rows, ")
+    assert lines[-1].startswith("ingesting: 5 of 5 rows")
     assert run(*command, "--quiet")[2] == ""
 
 
@@ -320,7 +320,7 @@ def test_the_rate_of_an_ingest_is_that_of_its_phase(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("curator.cli.ingest.time.monotonic", lambda: next(times))
     reporter = _Reporter(quiet=False)
     for phase, samples in (("calibrating", 0), ("ingesting", 32), ("ingesting", 72)):
-        reporter(Progress(phase, 100, 132, samples, 10 * samples, 0, 100 - samples))
+        reporter(Progress(phase, 100, 132, samples, 10 * samples, 0, 100 - samples, ""))
     assert capsys.readouterr().err.splitlines() == [
         "calibrating: 0 of 132 rows",
         "ingesting: 32 of 132 rows",

@@ -106,10 +106,10 @@ def test_values_are_the_same_rows_everywhere(asked: Curator, run: Run, tmp_path:
 
 def test_the_ingest_report_is_the_same_by_every_way(empty: Curator, run: Run, tmp_path: Path):
     report = add(empty, tmp_path / "a.jsonl", [*CORPUS[:3], {"prompt": 1}])
-    again = add(empty, tmp_path / "a.jsonl")
+    again = add(empty, tmp_path / "a.jsonl", reread=True)
     code, out, err = run(
         "ingest", str(tmp_path / "a.jsonl"), "--dataset", "demo", "--store", str(empty.path), "--json", "--quiet",
-        "--prompt-field", "prompt", "--response-field", "response",
+        "--prompt-field", "prompt", "--response-field", "response", "--reread",
     )  # fmt: skip
     assert code == 3
     assert re.fullmatch(r"curator: 1 rows in quarantine \(1 x .*\); see: curator quarantined .*\n", err)

@@ -108,7 +108,7 @@ def test_deleted_rows_do_not_come_back_by_themselves(copied: Curator, tmp_path: 
     before = contents(copied)
     copied.delete("id <= 5")
     for _ in range(2):
-        report = add(copied, data, **NAMED)
+        report = add(copied, data, **NAMED, reread=True)
         assert (report.added, report.deleted, report.present) == (0, 5, SIZE - 5)
         copied.compact()
     assert [row[:2] for row in contents(copied)] == [row[:2] for row in before[5:]]

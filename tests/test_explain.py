@@ -170,7 +170,7 @@ def test_a_page_is_whole_or_what_was_there(
     assert page.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["why.html"]
     code, _, err = run(*arguments, str(tmp_path / "no" / "why.html"))
-    assert (code, "there is no directory" in err, "make it first" in err) == (2, True, True)
+    assert (code, "there is no directory" in err, "make it first" in err) == (1, True, True)
 
 
 def test_a_hostile_text_is_shown_as_text(run: Any, empty: Curator, tmp_path: Path) -> None:

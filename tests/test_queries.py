@@ -164,7 +164,7 @@ def test_a_saved_query_of_a_changed_model_is_refused_where_the_model_is_needed(
     saved: Curator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And answers where it is not: from what the space saw before."""
-    monkeypatch.setattr("curator.space.hash_model_files", lambda *_: {"config.json": {"sha256": "other"}})
+    monkeypatch.setattr("curator.models.checkpoint.hash_model_files", lambda *_: {"config.json": {"sha256": "other"}})
     again = Curator.open(saved.path, create=False, device="cpu")
     assert again.query(saved="good").helpful
     with pytest.raises(SpaceError, match="is not the one of space"):

@@ -252,10 +252,10 @@ def test_what_was_there_stays_until_the_new_is_whole(
         asked.select(count=3, out=tmp_path / "there", **QUESTION)
     with pytest.raises(UsageError, match=r"ends in .jsonl or .parquet"):
         asked.select(count=3, out=tmp_path / "out.txt", **QUESTION)
-    with pytest.raises(UsageError, match=r"cannot be written: there is no directory .*such; make it first"):
+    with pytest.raises(CuratorError, match=r"cannot be written: there is no directory .*such; make it first"):
         asked.select(count=3, out=tmp_path / "no" / "such" / "out.jsonl", **QUESTION)
     (tmp_path / "there.jsonl").mkdir()
-    with pytest.raises(UsageError, match="cannot be written: it is a directory"):
+    with pytest.raises(CuratorError, match="cannot be written: it is a directory"):
         asked.select(count=3, out=tmp_path / "there.jsonl", **QUESTION)
 
 
@@ -291,7 +291,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
 ) -> None:
     monkeypatch.setattr("curator.query.answer.Answering.prepare", lambda *_, **__: pytest.fail("asked the model"))
     for name in ("no/out.jsonl", "out.txt", "."):
-        with pytest.raises(UsageError):
+        with pytest.raises(CuratorError):
             asked.select(count=3, out=tmp_path / name, **QUESTION)
 
 

@@ -57,8 +57,8 @@ def write_selection(
 
     `files` and `saved`: what the query was read from, and the saved queries it is made of, with their factors. Ids and
     labels come back as text. Where the data has a column `value` or `rank`, ours are `curator_value` and
-    `curator_rank`. Images are where they were: paths as paths, bytes as bytes, in JSON lines as data URIs. Raises
-    UsageError as `check_out` does, CuratorError where nothing can be written.
+    `curator_rank`. Images are where they were: paths as paths, bytes as bytes, in JSON lines as data URIs. Raises as
+    `check_out` does, and CuratorError where nothing can be written.
     """
     check_out(out)
     rows = _Rows(session, selection, images, as_text=out.suffix == ".jsonl")
@@ -77,7 +77,7 @@ def write_selection(
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError where no selection can be written: asked before the work of selecting."""
+    """Raises UsageError or CuratorError where no selection can be written: asked before the work of selecting."""
     if out.suffix in (".jsonl", ".parquet"):
         check_place(out)
     elif out.suffix:
