@@ -58,8 +58,10 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def train(directory: Path, images: list[bytes], digits: np.ndarray, *, seconds: float, seed: int = 0) -> Path:
-    """A tiny model that has seen these digits for so long."""
+def train(
+    directory: Path, images: list[bytes], digits: np.ndarray, *, seconds: float, steps: int | None = None, seed: int = 0
+) -> Path:
+    """A tiny model that has seen these digits for so long, or for so many steps."""
     torch.manual_seed(seed)
     lm = CausalLM.load(save_vision(directory, "smolvlm", seed, initializer_range=0.05), device="cpu")
     tokenizer = load_tokenizer(directory)
@@ -78,9 +80,13 @@ def train(directory: Path, images: list[bytes], digits: np.ndarray, *, seconds: 
     model = lm._model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     generator, started, step = torch.Generator().manual_seed(seed), time.monotonic(), 0
-    while (passed := time.monotonic() - started) < seconds:
+    while True:
+        passed = time.monotonic() - started
+        done = passed / seconds if steps is None else step / steps
+        if done >= 1:
+            break
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * max(0.05, 1 - passed / seconds)
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * max(0.05, 1 - done)
         some = torch.randint(len(ids), (48,), generator=generator)
         logits = model(torch.from_numpy(ids)[some], pixel_values=pixels[some]).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[some, 1:].flatten())
@@ -188,14 +194,16 @@ def picture(curator: Curator, out: Path, count: int = 24) -> int:
     return sum(bool(item.meta["is_wrong"]) for item in items)
 
 
-def run(folder: Path, *, num_corpus: int, num_asked: int, seconds: float, out: Path) -> dict[str, Any]:
+def run(
+    folder: Path, *, num_corpus: int, num_asked: int, seconds: float, out: Path, steps: int | None = None
+) -> dict[str, Any]:
     """Trains, ingests three corpora, asks; the figures."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     images, digits = [png(data.images[at]) for at in order], data.target[order]
     clean, corpus = slice(0, num_asked), slice(num_asked, num_asked + num_corpus)
     learnt = slice(num_asked + num_corpus, None)
-    model = train(folder / "model", images[learnt], digits[learnt], seconds=seconds)
+    model = train(folder / "model", images[learnt], digits[learnt], seconds=seconds, steps=steps)
     figures: dict[str, Any] = {
         "accuracy": accuracy(model, images[corpus][:300], digits[corpus][:300]),
         "trained_on": len(digits[learnt]),
