@@ -13,6 +13,8 @@ from curator.audit import AUDIT_METHODS
 from curator.audit.robust import deviations
 from curator.errors import FilterError, NotFoundError, UsageError
 from curator.models import CausalLM
+from curator.query import Query
+from curator.types import Sample
 from tests.stores import CORPUS, FIELDS, NAMED, QUESTION, SIZE, add, values_of, write_jsonl
 
 ALL = 10**6
@@ -38,7 +40,13 @@ def sketches(curator: Curator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weights(curator: Curator, method: str, damping: float) -> np.ndarray:
-    """I - P^T diag(w) P [D, D]."""
+    """What preconditioning makes of sketches [D, D], by eigenvectors where the code inverts."""
+    if method == "preconditioned-cosine":
+        stored, norms = sketches(curator)
+        unit = stored / norms[:, None]
+        values, vectors = np.linalg.eigh(unit.T @ unit / len(unit))
+        delta = damping * values.mean()
+        return (vectors * (delta / (values + delta))) @ vectors.T
     with curator._asking(None, None) as answering:
         projection = answering.projection
     identity = np.eye(projection.width)
@@ -71,10 +79,13 @@ def test_with_a_reference_a_value_is_that_of_a_query_of_the_groups_clean_rows(
         own = [json.loads(line) for line in clean.read_text().splitlines()]
         own = [row for row in own if row["task"] == group]
         data = write_jsonl(tmp_path / f"{group}.jsonl", own)
-        if method == "preconditioned-cosine":  # no query has it: its definition, from what queries have
-            plain = values_of(asked, data=data, method="preconditioned", damping=10.0, **FIELDS)
-            raw, cosine = (values_of(asked, data=data, method=other, **FIELDS) for other in ("raw", "cosine"))
-            expected = {key: value * cosine[key] / raw[key] for key, value in plain.items()}
+        if method == "preconditioned-cosine":  # no query has it: its definition, with the sketch that cosine has
+            with asked._asking(None, None) as answering:
+                samples = [Sample(prompt=row["prompt"], response=row["response"]) for row in own]
+                search = answering.prepare(Query({}, samples), "cosine", 10.0)[0].search
+            stored, norms = sketches(asked)
+            values = stored / norms[:, None] @ weights(asked, method, 10.0) @ search
+            expected = {row["id"]: value for row, value in zip(CORPUS[:SIZE], values.tolist(), strict=True)}
         else:
             expected = values_of(asked, data=data, method=method, damping=10.0, **FIELDS)
         found = {item.key: item.value for item in result.items if item.group == group}

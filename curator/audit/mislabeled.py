@@ -5,13 +5,17 @@ the rest of its group: the mean value of the others of the group for it,
 
     v(i) = (<s_i, W S_g> - <s_i, W s_i>) / (n_g - 1),    S_g = sum of s_j over the group
 
-at the sketch tier: s_i the sketch, W = I - P^T diag(w) P [D, D] of preconditioning, else I. Two streaming passes;
-memory is one row a group. Ranked by how many robust standard deviations a value lies below its group's median: values
-of different groups differ in scale.
+at the sketch tier: s_i the sketch, W = I - P^T diag(w) P [D, D] of preconditioning, else I. Two or three streaming
+passes; memory is one row a group, and W. Ranked by how many robust standard deviations a value lies below its group's
+median: values of different groups differ in scale.
 
 Besides the methods of a query there is one more, both of its cures at once: preconditioned-cosine divides every sample,
-and what it is held against, by ||G||, and preconditions. A well-trained model has tiny gradients for what it knows and
-large ones for what it does not, so undivided values tell how loud a sample is. Figures: curator/DESIGN.md.
+and what it is held against, by ||G||, and preconditions these unit gradients by their own Fisher matrix,
+
+    W = delta (C + delta I)^-1,  C = mean of s_i s_i^T / ||G_i||^2 over the audited samples,  delta = damping tr(C) / D
+
+A well-trained model has tiny gradients for what it knows and large ones for what it does not, so undivided values tell
+how loud a sample is, and so does a Fisher matrix of undivided gradients. Figures: curator/DESIGN.md.
 """
 
 from collections.abc import Sequence
@@ -133,7 +137,7 @@ def _against_reference(
     for code, name in enumerate(groups.names):
         if name in queries:
             try:
-                method: Method = "preconditioned" if options.is_preconditioned else "raw"
+                method: Method = "preconditioned" if options.method == "preconditioned" else "raw"
                 prepared, description = answering.prepare(queries[name], method, options.damping)
             except EmptyQueryError as error:
                 notes.append(f"group {name!r} was not judged: {error}")
@@ -149,6 +153,8 @@ def _against_reference(
     search_GD = np.zeros((len(groups.names), answering.projection.width))
     for code, of_group in search.items():
         search_GD[code] = of_group
+    if options.method == "preconditioned-cosine":
+        search_GD = search_GD @ _unit_weights(answering, groups, options)
     return _values(answering, groups, search_GD, options), clean
 
 
@@ -162,7 +168,11 @@ def _against_each_other(answering: Answering, groups: Groups, options: Mislabele
     sums_GD = np.zeros((len(groups.names), answering.projection.width))
     for places, sketches_nD in _scaled(answering, groups, options):
         np.add.at(sums_GD, groups.codes[places], sketches_nD)
-    weights_DD = _inside(answering.projection, options.damping) if options.is_preconditioned else None
+    weights_DD = None
+    if options.method == "preconditioned":
+        weights_DD = _inside(answering.projection, options.damping)
+    elif options.method == "preconditioned-cosine":
+        weights_DD = _unit_weights(answering, groups, options)
     search_GD = sums_GD if weights_DD is None else sums_GD @ weights_DD
     values = _values(answering, groups, search_GD, options, is_own_out=True, weights_DD=weights_DD)
     return values / (groups.sizes[groups.codes] - 1), {}
@@ -173,6 +183,19 @@ def _inside(projection: Projection, damping: float) -> np.ndarray:
     rotation = projection.rotation.double()
     taken = rotation.T @ (projection.damped_weights(damping).double().flatten()[:, None] * rotation)
     return np.eye(projection.width) - taken.cpu().numpy()
+
+
+def _unit_weights(answering: Answering, groups: Groups, options: MislabeledOptions) -> np.ndarray:
+    """delta (C + delta I)^-1, float64 [D, D], with C the second moment of the groups' sketches over their norms."""
+    width = answering.projection.width
+    moment_DD = np.zeros((width, width))
+    for _, sketches_nD in _scaled(answering, groups, options):
+        moment_DD += sketches_nD.T @ sketches_nD
+    if not (trace := np.trace(moment_DD)) > 0:
+        return np.eye(width)
+    scaled = moment_DD * (width / trace / options.damping)  # C / delta
+    weights: np.ndarray = np.linalg.inv(scaled + np.eye(width))
+    return weights
 
 
 def _scaled(answering: Answering, groups: Groups, options: MislabeledOptions) -> Any:
