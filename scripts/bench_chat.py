@@ -17,6 +17,7 @@ import numpy as np
 
 from curator import Curator
 from curator.sources import read_rows
+from curator.types import Row
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def _head(source: Path, target: Path, count: int) -> Path:
-    rows = itertools.islice(read_rows(source), count)
+    rows = [row for row in itertools.islice(read_rows(source), count) if isinstance(row, Row)]
     target.write_text("".join(json.dumps(row.columns, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return target
 

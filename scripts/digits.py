@@ -33,8 +33,8 @@ from sklearn.datasets import load_digits
 
 from curator import Curator
 from curator.models import CausalLM, Encoder, load_tokenizer, load_vision
+from curator.types import EncodedSample, Sample
 from curator.types import Image as ImageOf
-from curator.types import Sample
 from tests.models.tiny_vision import save_vision
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -70,7 +70,8 @@ def train(
         Sample(prompt=QUESTION, response=answer(digit), images=(ImageOf.of(image),))
         for image, digit in zip(images, digits, strict=True)
     ]
-    encoded = encoder.encode(samples)
+    encoded = [item for item in encoder.encode(samples) if isinstance(item, EncodedSample)]
+    assert len(encoded) == len(samples)
     # [N, images of a sample, ...]: a digit is seen whole and in parts
     pixels = torch.stack([lm.vision.features(item.images)["pixel_values"].flatten(0, -4) for item in encoded])
     ids, counted = (np.zeros((len(encoded), max(item.num_tokens for item in encoded)), kind) for kind in (int, bool))
